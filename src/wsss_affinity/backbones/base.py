@@ -1,0 +1,149 @@
+"""The contract between a backbone and everything built on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wsss_affinity.errors import WSSSError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class FeatureInfo:
+    """What a backbone returns: channels and stride of each feature map, in order."""
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class Backbone(nn.Module):
+    """Base class of backbones; any module with the same attributes keeps the contract too.
+
+    ``forward`` maps images ``(B, 3, H, W)``, normalised with ``mean`` and ``std`` of RGB in
+    [0, 1], to a list of feature maps ``(B, channels[i], ceil(H / strides[i]), …)``, finest first.
+
+    Attributes:
+        feature_info: Channels and strides of the list.
+        mean: Per channel, subtracted from RGB in [0, 1].
+        std: Per channel, divided by.
+        stages: Groups of layers, first to last, for freezing.
+        pretrained: Whether weights were loaded; untrained backbones learn at the rate of a head.
+    """
+
+    feature_info: FeatureInfo
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    pretrained: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._frozen: list[nn.Module] = []
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """Groups of layers in order; ``freeze`` counts them."""
+        return []
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Map images ``(B, 3, H, W)`` to feature maps, finest first."""
+        raise NotImplementedError
+
+    def freeze(self, *, batchnorm: bool = False, num_stages: int = 0) -> None:
+        """Keep parts of the network as they are.
+
+        Args:
+            batchnorm: Every BatchNorm keeps its statistics, weight and bias.
+            num_stages: The first so many ``stages`` keep all their parameters and statistics.
+
+        Raises:
+            WSSSError: If there are fewer stages.
+        """
+        stages = self.stages
+        if not 0 <= num_stages <= len(stages):
+            raise WSSSError(
+                f"freeze_stages={num_stages} is out of range: this backbone has "
+                f"{len(stages)} stages that can be frozen"
+            )
+        frozen = list(stages[:num_stages])
+        if batchnorm:
+            frozen += [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for module in frozen:
+            module.requires_grad_(False)
+        self._frozen = frozen
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set training mode, but leave the frozen parts in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+
+def check_backbone(module: nn.Module) -> nn.Module:
+    """Return ``module`` if it keeps the contract of :class:`Backbone`.
+
+    Raises:
+        WSSSError: If an attribute is missing; the message says which.
+    """
+    missing = [n for n in ("feature_info", "mean", "std") if not hasattr(module, n)]
+    if missing:
+        raise WSSSError(
+            f"{type(module).__name__} is no backbone yet: it lacks {', '.join(missing)}; subclass "
+            "wsss_affinity.backbones.Backbone, or set feature_info=FeatureInfo(channels, strides), "
+            "mean and std on it and let forward return the list of feature maps"
+        )
+    return module
+
+
+def load_weights(module: nn.Module, path: str | Path) -> list[str]:
+    """Load a state dict from a file into ``module``, ignoring a ``module.`` prefix.
+
+    Entries that the module has no place for are ignored (a classifier's head, say).
+
+    Returns:
+        Names that the file lacked.
+
+    Raises:
+        WSSSError: If the file is missing or no state dict, if less than half of the parameters
+            are in it, or if a shape differs.
+    """
+    path = Path(path)
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WSSSError(
+            f"weights file {path} does not exist; give the path of a .pth file, "
+            "'imagenet', or null for random weights"
+        ) from None
+    except Exception as error:
+        raise WSSSError(
+            f"weights file {path} cannot be read as a state dict ({type(error).__name__}); "
+            "save it with torch.save(model.state_dict(), path)"
+        ) from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WSSSError(f"weights file {path} holds no state dict of tensors")
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    own = module.state_dict()
+    for name in own.keys() & state.keys():
+        if own[name].shape != state[name].shape:
+            raise WSSSError(
+                f"weights file {path}: {name} has shape {tuple(state[name].shape)}, the backbone "
+                f"expects {tuple(own[name].shape)}; is it another architecture's?"
+            )
+    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
+    if 2 * len(missing) > len(own):
+        raise WSSSError(
+            f"weights file {path} fits {len(own) - len(missing)} of {len(own)} entries of the "
+            f"backbone (missing: {missing[0]}, …); is it another architecture's?"
+        )
+    module.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+    return missing

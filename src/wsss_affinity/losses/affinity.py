@@ -1,0 +1,73 @@
+"""The loss of AffinityNet and the pair labels it is computed on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wsss_affinity.layers.neighborhood import Border, Neighborhood, pair_slices
+
+UNSURE = 255
+_EPS = 1e-5
+
+
+def affinity_loss(
+    affinity: Tensor, label_map: Tensor, radius: int = 5, border: Border = "full"
+) -> dict[str, Tensor]:
+    r"""Balanced log loss over three sets of pixel pairs (Ahn & Kwak, CVPR 2018, equations 3-6).
+
+    A pair counts only when both of its labels are sure. With :math:`\mathcal{P}^+_{bg}` the pairs
+    of equal label that are background, :math:`\mathcal{P}^+_{fg}` those of equal object label and
+    :math:`\mathcal{P}^-` those of different labels, all taken over the whole batch,
+
+    .. math:: L = \tfrac14 \overline{-\log(a+\epsilon)}_{bg}
+                + \tfrac14 \overline{-\log(a+\epsilon)}_{fg}
+                + \tfrac12 \overline{-\log(1+\epsilon-a)}_{neg}, \quad \epsilon = 10^{-5}.
+
+    Args:
+        affinity: ``(B, K, h, w)`` from :func:`~wsss_affinity.layers.pairwise_affinity`.
+        label_map: ``(B, h, w)`` integer: 0 background, 1… object classes, 255 unsure.
+        radius: The radius the affinities were computed with.
+        border: Which pairs exist at the border, see :meth:`Neighborhood.valid`.
+
+    Returns:
+        ``loss`` and its unweighted terms ``bg``, ``fg`` and ``neg``, each a scalar; a set without
+        pairs gives 0.
+
+    Raises:
+        ValueError: If the two shapes or the radius do not fit each other.
+
+    Example:
+        >>> labels = torch.tensor([[[0, 0], [1, 255]]])
+        >>> terms = affinity_loss(torch.full((1, 4, 2, 2), 0.5), labels, radius=2)
+        >>> round(terms["bg"].item(), 3), round(terms["neg"].item(), 3)
+        (0.693, 0.693)
+    """
+    neighborhood = Neighborhood(radius)
+    batch, planes, height, width = affinity.shape
+    if planes != len(neighborhood) or label_map.shape != (batch, height, width):
+        raise ValueError(
+            f"affinity of shape (B, {len(neighborhood)}, h, w) and label_map of shape (B, h, w) "
+            f"expected for radius {radius}, got {tuple(affinity.shape)} and "
+            f"{tuple(label_map.shape)}"
+        )
+    valid = neighborhood.valid(height, width, border).to(affinity.device)
+    totals = {name: affinity.new_zeros(()) for name in ("bg", "fg", "neg")}
+    counts = {name: affinity.new_zeros(()) for name in totals}
+    for k, (dy, dx) in enumerate(neighborhood.pairs):
+        source, target = pair_slices(dy, dx)
+        a = affinity[(slice(None), k, *source)]
+        first, second = label_map[(..., *source)], label_map[(..., *target)]
+        sure = (first != UNSURE) & (second != UNSURE) & valid[k][source]
+        same = sure & (first == second)
+        positive = -torch.log(a + _EPS)
+        negative = -torch.log(1 + _EPS - a)
+        for name, mask, value in (
+            ("bg", same & (first == 0), positive),
+            ("fg", same & (first != 0), positive),
+            ("neg", sure & (first != second), negative),
+        ):
+            totals[name] = totals[name] + (value * mask).sum()
+            counts[name] = counts[name] + mask.sum()
+    terms = {name: totals[name] / (counts[name] + _EPS) for name in totals}
+    return {"loss": terms["bg"] / 4 + terms["fg"] / 4 + terms["neg"] / 2, **terms}

@@ -1,0 +1,100 @@
+"""The segmentation network that is trained on pseudo-masks."""
+
+from __future__ import annotations
+
+import segmentation_models_pytorch as smp
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsss_affinity.backbones.base import IMAGENET_MEAN, IMAGENET_STD, load_weights
+from wsss_affinity.errors import WSSSError, did_you_mean
+
+
+class SegmentationNet(nn.Module):
+    """Any architecture of segmentation-models-pytorch, for images of any size.
+
+    Args:
+        num_classes: Labels of a mask, background included.
+        architecture: Its name there: ``"DeepLabV3Plus"``, ``"Unet"``, ``"FPN"``, …
+        encoder: Its encoder's name there; ``"timm:<model>"`` is accepted too.
+        weights: ``"imagenet"``, the path of a state dict of the encoder, or None.
+        freeze_batchnorm: Keep every BatchNorm of the encoder as loaded.
+
+    Raises:
+        WSSSError: If the architecture or encoder is unknown, or they do not go together.
+
+    Example:
+        >>> net = SegmentationNet(4, architecture="Unet", encoder="resnet18").eval()
+        >>> net(torch.zeros(1, 3, 50, 70)).shape
+        torch.Size([1, 4, 50, 70])
+    """
+
+    mean = IMAGENET_MEAN
+    std = IMAGENET_STD
+
+    def __init__(
+        self,
+        num_classes: int,
+        architecture: str = "DeepLabV3Plus",
+        encoder: str = "resnet50",
+        weights: str | None = None,
+        freeze_batchnorm: bool = False,
+    ) -> None:
+        super().__init__()
+        known = smp.MODEL_ARCHITECTURES_MAPPING
+        if architecture.lower() not in known:
+            hint = did_you_mean(architecture, [model.__name__ for model in known.values()])
+            raise WSSSError(f"segmentation architecture {architecture!r} is not known; {hint}")
+        name = encoder.replace("timm:", "tu-", 1)
+        if not name.startswith("tu-") and name not in smp.encoders.encoders:
+            hint = did_you_mean(encoder, smp.encoders.encoders)
+            raise WSSSError(
+                f"segmentation encoder {encoder!r} is not one of segmentation-models-pytorch; "
+                f"{hint}"
+            )
+        try:
+            self.network = smp.create_model(
+                architecture,
+                encoder_name=name,
+                encoder_weights="imagenet" if weights == "imagenet" else None,
+                classes=num_classes,
+            )
+        except (ValueError, NotImplementedError) as error:
+            raise WSSSError(
+                f"segmentation architecture {architecture!r} cannot use encoder {encoder!r}: "
+                f"{error}; choose another of the two"
+            ) from error
+        if weights not in (None, "imagenet"):
+            load_weights(self.network.encoder, weights)
+        self.pretrained = weights is not None
+        self.freeze_batchnorm = freeze_batchnorm
+        if freeze_batchnorm:
+            for module in self._encoder_norms():
+                module.requires_grad_(False)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The encoder."""
+        encoder: nn.Module = self.network.encoder
+        return encoder
+
+    def _encoder_norms(self) -> list[nn.Module]:
+        kind = nn.modules.batchnorm._BatchNorm
+        return [m for m in self.backbone.modules() if isinstance(m, kind)]
+
+    def train(self, mode: bool = True) -> SegmentationNet:
+        """Set training mode, but leave frozen BatchNorms in evaluation mode."""
+        super().train(mode)
+        if self.freeze_batchnorm:
+            for module in self._encoder_norms():
+                module.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images ``(B, 3, H, W)`` to logits ``(B, L, H, W)``."""
+        height, width = images.shape[-2:]
+        # every architecture accepts multiples of 32; some accept nothing else
+        padded = F.pad(images, (0, -width % 32, 0, -height % 32))
+        logits: Tensor = self.network(padded)
+        return logits[..., :height, :width]
+
