@@ -44,7 +44,8 @@ class Backbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._frozen: list[nn.Module] = []
+        self._frozen_batchnorm = False
+        self._frozen_stages = 0
 
     @property
     def stages(self) -> list[nn.Module]:
@@ -71,20 +72,24 @@ class Backbone(nn.Module):
                 f"freeze_stages={num_stages} is out of range: this backbone has "
                 f"{len(stages)} stages that can be frozen"
             )
-        frozen = list(stages[:num_stages])
-        if batchnorm:
-            frozen += [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        for module in frozen:
+        self._frozen_batchnorm, self._frozen_stages = batchnorm, num_stages
+        for module in self._frozen():
             module.requires_grad_(False)
-        self._frozen = frozen
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Backbone:
         """Set training mode, but leave the frozen parts in evaluation mode."""
         super().train(mode)
-        for module in self._frozen:
+        for module in self._frozen():
             module.eval()
         return self
+
+    def _frozen(self) -> list[nn.Module]:
+        # looked up each time: converting to SyncBatchNorm, say, replaces modules
+        frozen = list(self.stages[: self._frozen_stages])
+        if self._frozen_batchnorm:
+            frozen += [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        return frozen
 
 
 def check_backbone(module: nn.Module) -> nn.Module:
@@ -104,8 +109,9 @@ def check_backbone(module: nn.Module) -> nn.Module:
 
 
 def load_weights(module: nn.Module, path: str | Path) -> list[str]:
-    """Load a state dict from a file into ``module``, ignoring a ``module.`` prefix.
+    """Load a state dict from a file into ``module``.
 
+    The prefixes ``module.`` (data-parallel training) and ``network.`` (our adapters) are ignored.
     Entries that the module has no place for are ignored (a classifier's head, say).
 
     Returns:
@@ -131,7 +137,10 @@ def load_weights(module: nn.Module, path: str | Path) -> list[str]:
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise WSSSError(f"weights file {path} holds no state dict of tensors")
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+    state = {
+        name.removeprefix("module.").removeprefix("network."): value
+        for name, value in state.items()
+    }
     own = module.state_dict()
     for name in own.keys() & state.keys():
         if own[name].shape != state[name].shape:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -74,7 +76,15 @@ def create_backbone(
             )
         module = spec
     else:
-        module = _find(spec)(**options)
+        builder = _find(spec)
+        signature = inspect.signature(builder)
+        try:
+            signature.bind(**options)
+        except TypeError as error:
+            raise WSSSError(
+                f"backbone {spec!r}: {error}; its options are {', '.join(signature.parameters)}"
+            ) from error
+        module = builder(**options)
     check_backbone(module)
     if freeze_batchnorm or freeze_stages:
         if not isinstance(module, Backbone):
@@ -91,7 +101,7 @@ def _find(spec: str) -> Builder:
     if library == "timm":
         from wsss_affinity.backbones.timm import timm_backbone
 
-        return lambda **options: timm_backbone(model, **options)
+        return partial(timm_backbone, model)
     if library not in ("", "torchvision"):
         raise WSSSError(
             f"backbone {spec!r}: unknown library {library!r}; use 'timm:<model>', "

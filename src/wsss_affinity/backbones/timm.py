@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
+import torch.nn.functional as F
+from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
 from wsss_affinity.backbones.base import Backbone, FeatureInfo, load_weights
@@ -12,6 +16,9 @@ from wsss_affinity.errors import WSSSError, did_you_mean
 class TimmBackbone(Backbone):
     """A timm model made with ``features_only=True``.
 
+    Images are padded with zeros, right and below, to a multiple of the largest stride, and the
+    feature maps cropped: models that cut images into patches round sizes down, the contract up.
+
     Args:
         network: The feature extractor.
     """
@@ -19,9 +26,11 @@ class TimmBackbone(Backbone):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        info = network.feature_info
+        info: Any = network.feature_info
         self.feature_info = FeatureInfo(tuple(info.channels()), tuple(info.reduction()))
-        config = timm.data.resolve_data_config({}, model=network)
+        layout = getattr(network, "output_fmt", None)
+        self._channels_last = getattr(layout, "value", layout) == "NHWC"
+        config: dict[str, Any] = resolve_data_config({}, model=network)  # type: ignore[no-untyped-call]
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
 
     @property
@@ -31,8 +40,17 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map images ``(B, 3, H, W)`` to feature maps, finest first."""
-        features: list[Tensor] = self.network(images)
-        return features
+        height, width = images.shape[-2:]
+        strides = self.feature_info.strides
+        coarsest = max(strides)
+        maps: list[Tensor] = self.network(
+            F.pad(images, (0, -width % coarsest, 0, -height % coarsest))
+        )
+        if self._channels_last:
+            maps = [m.permute(0, 3, 1, 2) for m in maps]
+        return [
+            m[..., : -(-height // s), : -(-width // s)] for m, s in zip(maps, strides, strict=True)
+        ]
 
 
 def timm_backbone(
@@ -52,7 +70,9 @@ def timm_backbone(
         hint = did_you_mean(model, timm.list_models())
         hint = hint if hint.startswith("did") else "see timm.list_models()"
         raise WSSSError(f"backbone 'timm:{model}' is not a model of timm; {hint}")
-    options = {} if output_stride in (None, 32) else {"output_stride": output_stride}
+    options: dict[str, Any] = (
+        {} if output_stride in (None, 32) else {"output_stride": output_stride}
+    )
     try:
         network = timm.create_model(
             model, features_only=True, pretrained=weights == "imagenet", **options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torchvision.models as tv
@@ -21,7 +22,7 @@ class TorchvisionBackbone(Backbone):
 
     Args:
         network: The classifier, its head removed.
-        stages: The stages: a stem, then one stage a feature map.
+        stages: Names of the layers of each stage: a stem, then one stage a feature map.
         channels: Channels that each stage leaves, the stem not counted.
         strides: Strides that each stage would have undilated, the stem not counted.
         output_stride: 8, 16 or 32: from there on strides are traded for dilation.
@@ -30,31 +31,33 @@ class TorchvisionBackbone(Backbone):
     def __init__(
         self,
         network: nn.Module,
-        stages: list[nn.Module],
+        stages: list[list[str]],
         channels: tuple[int, ...],
         strides: tuple[int, ...],
         output_stride: int,
     ) -> None:
         super().__init__()
-        for stage, stride in zip(stages[1:], strides, strict=True):
-            if stride > output_stride:
-                _dilate(stage, stride // output_stride)
         # the stages are parts of `network`; only that is registered, or names would come twice
         self.network = network
-        self._stages = [stages]
+        self._stages = stages
+        for stage, stride in zip(self.stages[1:], strides, strict=True):
+            if stride > output_stride:
+                _dilate(stage, stride // output_stride)
         self.feature_info = FeatureInfo(channels, tuple(min(s, output_stride) for s in strides))
 
     @property
     def stages(self) -> list[nn.Module]:
         """Stem first, then one stage a feature map."""
-        return self._stages[0]
+        layer = self.network.get_submodule
+        return [nn.Sequential(*map(layer, names)) for names in self._stages]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map images ``(B, 3, H, W)`` to feature maps, finest first."""
         features = []
         x = images
-        for stage in self.stages:
-            x = stage(x)
+        for names in self._stages:
+            for name in names:
+                x = self.network.get_submodule(name)(x)
             features.append(x)
         return features[1:]
 
@@ -74,16 +77,19 @@ def _dilate(stage: nn.Module, dilation: int) -> None:
                 module.padding = (rate * (module.kernel_size[0] // 2),) * 2
 
 
-Cut = tuple[list[nn.Module], tuple[int, ...], tuple[int, ...]]
+Cut = tuple[list[list[str]], tuple[int, ...], tuple[int, ...]]
 
 
 def _resnet(network: tv.ResNet, output_stride: int) -> Cut:
     del network.fc, network.avgpool
-    stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
-    layers = [network.layer1, network.layer2, network.layer3, network.layer4]
+    stages = [["conv1", "bn1", "relu", "maxpool"], ["layer1"], ["layer2"], ["layer3"], ["layer4"]]
     expansion = network.inplanes // 512
     channels = tuple(expansion * c for c in (64, 128, 256, 512))
-    return [stem, *layers], channels, (4, 8, 16, 32)
+    return stages, channels, (4, 8, 16, 32)
+
+
+def _slices(*cuts: int) -> list[list[str]]:
+    return [[f"features.{i}" for i in range(a, b)] for a, b in pairwise(cuts)]
 
 
 def _vgg16(network: tv.VGG, output_stride: int) -> Cut:
@@ -93,16 +99,12 @@ def _vgg16(network: tv.VGG, output_stride: int) -> Cut:
             layer.ceil_mode = True  # as the strided convolutions of the others round
     # the last pooling brings nothing but a coarser grid
     end, last_stride = (31, 32) if output_stride == 32 else (30, 16)
-    cuts = (0, 4, 9, 16, 23, end)
-    stages = [network.features[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
-    return stages, (128, 256, 512, 512), (2, 4, 8, last_stride)
+    return _slices(0, 4, 9, 16, 23, end), (128, 256, 512, 512), (2, 4, 8, last_stride)
 
 
 def _mobilenet_v2(network: tv.MobileNetV2, output_stride: int) -> Cut:
     del network.classifier
-    cuts = (0, 2, 4, 7, 14, 19)
-    stages = [network.features[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
-    return stages, (24, 32, 96, 1280), (4, 8, 16, 32)
+    return _slices(0, 2, 4, 7, 14, 19), (24, 32, 96, 1280), (4, 8, 16, 32)
 
 
 def _build(
