@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_affinity.backbones import create_backbone
+from wsss_affinity.backbones import FeatureInfo, create_backbone
 from wsss_affinity.errors import WSSSError
 from wsss_affinity.layers.affinity import pairwise_affinity
 from wsss_affinity.layers.neighborhood import Border, Neighborhood
@@ -39,28 +39,27 @@ class AffinityNet(nn.Module):
         torch.Size([1, 34, 8, 8])
     """
 
-    def __init__(
-        self, backbone: str | nn.Module, radius: int = 5, **backbone_options: Any
-    ) -> None:
+    def __init__(self, backbone: str | nn.Module, radius: int = 5, **backbone_options: Any) -> None:
         super().__init__()
         if isinstance(backbone, str):
             backbone_options.setdefault("output_stride", 8)
         self.backbone = create_backbone(backbone, **backbone_options)
         self.radius = Neighborhood(radius).radius
-        info = self.backbone.feature_info
+        info = cast(FeatureInfo, self.backbone.feature_info)
         if len(info.channels) < len(_LEVEL_CHANNELS):
             raise WSSSError(
                 f"AffinityNet needs three feature maps, the backbone returns {len(info.channels)}"
             )
-        self.stride: int = info.strides[-1]
+        self.stride = info.strides[-1]
         inputs = info.channels[-len(_LEVEL_CHANNELS) :]
-        self.levels = nn.ModuleList(
+        levels = [
             nn.Conv2d(i, o, 1, bias=False) for i, o in zip(inputs, _LEVEL_CHANNELS, strict=True)
-        )
+        ]
+        for level in levels:
+            nn.init.kaiming_normal_(level.weight)
+        self.levels = nn.ModuleList(levels)
         width = sum(_LEVEL_CHANNELS)
         self.fuse = nn.Conv2d(width, width, 1, bias=False)
-        for level in self.levels:
-            nn.init.kaiming_normal_(level.weight)
         nn.init.xavier_uniform_(self.fuse.weight, gain=4)
 
     def features(self, images: Tensor) -> Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_affinity.backbones import create_backbone
+from wsss_affinity.backbones import FeatureInfo, create_backbone
 from wsss_affinity.layers.cam import CAMHead
 
 
@@ -38,7 +38,8 @@ class CAMNet(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = create_backbone(backbone, **backbone_options)
-        self.head = CAMHead(self.backbone.feature_info.channels[-1], num_classes, dropout)
+        info = cast(FeatureInfo, self.backbone.feature_info)
+        self.head = CAMHead(info.channels[-1], num_classes, dropout)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images ``(B, 3, H, W)`` to logits ``(B, C)``."""
@@ -46,7 +47,7 @@ class CAMNet(nn.Module):
         return logits
 
     def cam(self, images: Tensor) -> Tensor:
-        """Map normalised images ``(B, 3, H, W)`` to activation maps ``(B, C, h, w)``, at least 0."""
+        """Map normalised images ``(B, 3, H, W)`` to maps ``(B, C, h, w)``, at least 0."""
         return self.head.cam(self.backbone(images)[-1])
 
     def multi_scale_cam(

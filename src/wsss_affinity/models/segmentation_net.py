@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import segmentation_models_pytorch as smp
+import timm
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ class SegmentationNet(nn.Module):
         WSSSError: If the architecture or encoder is unknown, or they do not go together.
 
     Example:
+        >>> import torch
         >>> net = SegmentationNet(4, architecture="Unet", encoder="resnet18").eval()
         >>> net(torch.zeros(1, 3, 50, 70)).shape
         torch.Size([1, 4, 50, 70])
@@ -46,7 +48,13 @@ class SegmentationNet(nn.Module):
             hint = did_you_mean(architecture, [model.__name__ for model in known.values()])
             raise WSSSError(f"segmentation architecture {architecture!r} is not known; {hint}")
         name = encoder.replace("timm:", "tu-", 1)
-        if not name.startswith("tu-") and name not in smp.encoders.encoders:
+        if name.startswith("tu-"):
+            if not timm.is_model(name.removeprefix("tu-")):
+                raise WSSSError(
+                    f"segmentation encoder {encoder!r} is not a model of timm; "
+                    "see timm.list_models()"
+                )
+        elif name not in smp.encoders.encoders:
             hint = did_you_mean(encoder, smp.encoders.encoders)
             raise WSSSError(
                 f"segmentation encoder {encoder!r} is not one of segmentation-models-pytorch; "
@@ -71,6 +79,7 @@ class SegmentationNet(nn.Module):
         if freeze_batchnorm:
             for module in self._encoder_norms():
                 module.requires_grad_(False)
+            self.train(self.training)
 
     @property
     def backbone(self) -> nn.Module:
@@ -97,4 +106,3 @@ class SegmentationNet(nn.Module):
         padded = F.pad(images, (0, -width % 32, 0, -height % 32))
         logits: Tensor = self.network(padded)
         return logits[..., :height, :width]
-
