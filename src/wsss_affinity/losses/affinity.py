@@ -44,13 +44,20 @@ def affinity_loss(
         (0.693, 0.693)
     """
     neighborhood = Neighborhood(radius)
-    batch, planes, height, width = affinity.shape
-    if planes != len(neighborhood) or label_map.shape != (batch, height, width):
+    if (
+        affinity.ndim != 4
+        or affinity.shape[1] != len(neighborhood)
+        or label_map.shape != (len(affinity), *affinity.shape[2:])
+    ):
         raise ValueError(
             f"affinity of shape (B, {len(neighborhood)}, h, w) and label_map of shape (B, h, w) "
             f"expected for radius {radius}, got {tuple(affinity.shape)} and "
             f"{tuple(label_map.shape)}"
         )
+    if affinity.dtype in (torch.float16, torch.bfloat16):
+        # 1 + 1e-5 is 1 there, and the number of pairs overflows
+        affinity = affinity.float()
+    height, width = affinity.shape[2:]
     valid = neighborhood.valid(height, width, border).to(affinity.device)
     totals = {name: affinity.new_zeros(()) for name in ("bg", "fg", "neg")}
     counts = {name: affinity.new_zeros(()) for name in totals}
