@@ -28,7 +28,7 @@ class _PairwiseAffinity(torch.autograd.Function):
         return affinity
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         features, affinity = ctx.saved_tensors
         result = torch.zeros_like(features)
@@ -92,4 +92,5 @@ class PairwiseAffinity(nn.Module):
         return pairwise_affinity(features, self.radius)
 
     def extra_repr(self) -> str:
+        """Parameters for ``repr``."""
         return f"radius={self.radius}"

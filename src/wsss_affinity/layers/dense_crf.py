@@ -44,7 +44,7 @@ def dense_crf(
         ``(L, H, W)`` float32 probabilities on the device of ``scores``.
 
     Raises:
-        ValueError: If the shapes do not fit or the image is not uint8.
+        ValueError: If the shapes do not fit, there is no label, or the image is not uint8.
         WSSSError: If ``pydensecrf`` is not installed.
     """
     pixels = image.cpu().numpy() if isinstance(image, Tensor) else image
@@ -56,6 +56,8 @@ def dense_crf(
             f"got {tuple(scores.shape)}"
         )
     labels, height, width = scores.shape
+    if labels == 0:
+        raise ValueError("scores (L, H, W) must hold at least one label, got none")
     if labels == 1:
         # one label has probability 1 everywhere, and pydensecrf needs two
         return torch.ones_like(scores, dtype=torch.float32)

@@ -90,8 +90,8 @@ class Neighborhood:
 def pair_slices(dy: int, dx: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Row and column slices of all pixels ``p`` and of all ``p + (dy, dx)`` on a grid.
 
-    ``x[(..., *source)]`` and ``x[(..., *target)]`` have one shape, empty when the grid is smaller than
-    the offset.
+    ``x[(..., *source)]`` and ``x[(..., *target)]`` have one shape, empty when the grid is smaller
+    than the offset.
     """
     top = slice(None, -dy if dy else None), slice(dy, None)
     if dx >= 0:

@@ -183,8 +183,8 @@ def _dense(x: Tensor, planes: Tensor, neighborhood: Neighborhood, num_steps: int
         value = planes[(slice(None), k, *source)].flatten(1)
         matrix = matrix.index_put((image, i, j), value).index_put((image, j, i), value)
     transition = matrix / matrix.sum(1, keepdim=True)
-    walked = x.flatten(2) @ torch.linalg.matrix_power(transition, num_steps)
-    return walked.view_as(x)
+    power: Tensor = torch.linalg.matrix_power(transition, num_steps)
+    return (x.flatten(2) @ power).view_as(x)
 
 
 class RandomWalk(nn.Module):
@@ -230,5 +230,6 @@ class RandomWalk(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        """Parameters for ``repr``."""
         names = ("radius", "beta", "num_steps", "method", "tol", "border")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

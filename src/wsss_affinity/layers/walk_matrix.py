@@ -68,7 +68,7 @@ class _SymmetricProduct(torch.autograd.Function):
         return _product(x, minus, planes, csr, matrix.neighborhood)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, planes = ctx.saved_tensors
         scaled = 2 * grad if ctx.recurrence else grad
@@ -96,10 +96,11 @@ def _product(
     if csr is not None:
         rows = x.reshape(-1, x.shape[-1])
         if minus is None:
-            return torch.sparse.mm(csr, rows).view(x.shape)
-        out = torch.addmm(minus.reshape(rows.shape), csr, rows, beta=-1, alpha=2)
-        return out.view(x.shape)
-    result = planes[:, -1, :, :, None] * x
+            rows_out: Tensor = torch.sparse.mm(csr, rows)
+        else:
+            rows_out = torch.addmm(minus.reshape(rows.shape), csr, rows, beta=-1, alpha=2)
+        return rows_out.view(x.shape)
+    result: Tensor = planes[:, -1, :, :, None] * x
     for k, (dy, dx) in enumerate(neighborhood.pairs):
         (sy, sx), (ty, tx) = pair_slices(dy, dx)
         weight = planes[:, k, sy, sx, None]
@@ -139,7 +140,8 @@ def _csr_pattern(
 
 def _block_diagonal(planes: Tensor, neighborhood: Neighborhood) -> Tensor | None:
     """One CSR matrix with a block of h·w rows an image; None where torch has no CSR product."""
-    if planes.device.type == "cpu" and not torch.backends.mkl.is_available():
+    mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    if planes.device.type == "cpu" and not mkl:
         return None
     if planes.device.type not in ("cpu", "cuda"):
         return None
