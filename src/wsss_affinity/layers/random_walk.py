@@ -38,7 +38,7 @@ def random_walk(
         ``"power"`` multiplies ``num_steps`` times by the sparse matrix.
         ``"chebyshev"`` expands the power in Chebyshev polynomials, about :math:`\sqrt{t}` products
         (Sachdeva & Vishnoi, 2014): the degree is the smallest whose neglected coefficients sum to
-        at most ``tol``; the kept ones are rescaled to sum 1, so that constants stay constant.
+        at most ``tol / 2``; the kept ones are rescaled to sum 1, so that constants stay constant.
         ``"auto"`` takes chebyshev where that saves products, and power otherwise.
 
     Args:
@@ -138,7 +138,7 @@ def _check(
 
 @lru_cache(maxsize=64)
 def _chebyshev_coefficients(num_steps: int, tol: float) -> tuple[float, ...]:
-    """Coefficients c_0 … c_m of x^t, cut where the tail is at most ``tol``, rescaled to sum 1."""
+    """Coefficients c_0 … c_m of x^t, cut to err by at most ``tol`` and rescaled to sum 1."""
     t = num_steps
     full = [0.0] * (t + 1)
     for k in range(t % 2, t + 1, 2):
@@ -146,7 +146,8 @@ def _chebyshev_coefficients(num_steps: int, tol: float) -> tuple[float, ...]:
         log_binomial -= math.lgamma((t + k) / 2 + 1)
         full[k] = math.exp(log_binomial + (1 - t) * math.log(2)) / (2 if k == 0 else 1)
     tail, degree = 0.0, t
-    while degree > 1 and tail + full[degree] <= tol:
+    # rescaling can double what cutting errs by
+    while degree > 1 and tail + full[degree] <= tol / 2:
         tail += full[degree]
         degree -= 1
     kept = full[: degree + 1]
