@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ class Backbone(nn.Module):
         return frozen
 
 
-def check_backbone(module: nn.Module) -> nn.Module:
+def check_backbone(module: nn.Module) -> Backbone:
     """Return ``module`` if it keeps the contract of :class:`Backbone`.
 
     Raises:
@@ -105,7 +105,7 @@ def check_backbone(module: nn.Module) -> nn.Module:
             "wsss_affinity.backbones.Backbone, or set feature_info=FeatureInfo(channels, strides), "
             "mean and std on it and let forward return the list of feature maps"
         )
-    return module
+    return cast(Backbone, module)  # it need not be a subclass
 
 
 def load_weights(module: nn.Module, path: str | Path) -> list[str]:
@@ -148,10 +148,12 @@ def load_weights(module: nn.Module, path: str | Path) -> list[str]:
                 f"weights file {path}: {name} has shape {tuple(state[name].shape)}, the backbone "
                 f"expects {tuple(own[name].shape)}; is it another architecture's?"
             )
-    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
-    if 2 * len(missing) > len(own):
+    # older files have no such counters
+    wanted = [n for n in own if not n.endswith("num_batches_tracked")]
+    missing = [n for n in wanted if n not in state]
+    if 2 * len(missing) > len(wanted):
         raise WSSSError(
-            f"weights file {path} fits {len(own) - len(missing)} of {len(own)} entries of the "
+            f"weights file {path} fits {len(wanted) - len(missing)} of {len(wanted)} entries of the "
             f"backbone (missing: {missing[0]}, …); is it another architecture's?"
         )
     module.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)

@@ -49,7 +49,7 @@ def create_backbone(
     freeze_batchnorm: bool = False,
     freeze_stages: int = 0,
     **options: Any,
-) -> nn.Module:
+) -> Backbone:
     """Make a backbone from a name, or check the one given.
 
     Args:
@@ -85,7 +85,7 @@ def create_backbone(
                 f"backbone {spec!r}: {error}; its options are {', '.join(signature.parameters)}"
             ) from error
         module = builder(**options)
-    check_backbone(module)
+    backbone = check_backbone(module)
     if freeze_batchnorm or freeze_stages:
         if not isinstance(module, Backbone):
             raise WSSSError(
@@ -93,7 +93,7 @@ def create_backbone(
                 "wsss_affinity.backbones.Backbone and list its stages"
             )
         module.freeze(batchnorm=freeze_batchnorm, num_stages=freeze_stages)
-    return module
+    return backbone
 
 
 def _find(spec: str) -> Builder:

@@ -1,4 +1,4 @@
-"""A backbone of 100 thousand parameters that trains from nothing in a minute, for the demo."""
+"""A backbone of 0.4 million parameters that trains from nothing in a minute, for the demo."""
 
 from __future__ import annotations
 

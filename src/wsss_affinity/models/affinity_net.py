@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_affinity.backbones import FeatureInfo, create_backbone
+from wsss_affinity.backbones import create_backbone
 from wsss_affinity.errors import WSSSError
 from wsss_affinity.layers.affinity import pairwise_affinity
 from wsss_affinity.layers.neighborhood import Border, Neighborhood
@@ -45,7 +45,7 @@ class AffinityNet(nn.Module):
             backbone_options.setdefault("output_stride", 8)
         self.backbone = create_backbone(backbone, **backbone_options)
         self.radius = Neighborhood(radius).radius
-        info = cast(FeatureInfo, self.backbone.feature_info)
+        info = self.backbone.feature_info
         if len(info.channels) < len(_LEVEL_CHANNELS):
             raise WSSSError(
                 f"AffinityNet needs three feature maps, the backbone returns {len(info.channels)}"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_affinity.backbones import FeatureInfo, create_backbone
+from wsss_affinity.backbones import create_backbone
 from wsss_affinity.layers.cam import CAMHead
+from wsss_affinity.models.multi_scale import multi_scale_sum
 
 
 class CAMNet(nn.Module):
@@ -23,6 +22,7 @@ class CAMNet(nn.Module):
         **backbone_options: Passed to ``create_backbone``.
 
     Example:
+        >>> import torch
         >>> net = CAMNet("tiny", num_classes=3)
         >>> images = torch.zeros(2, 3, 64, 64)
         >>> net(images).shape, net.cam(images).shape
@@ -38,7 +38,7 @@ class CAMNet(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = create_backbone(backbone, **backbone_options)
-        info = cast(FeatureInfo, self.backbone.feature_info)
+        info = self.backbone.feature_info
         self.head = CAMHead(info.channels[-1], num_classes, dropout)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -69,18 +69,4 @@ class CAMNet(nn.Module):
         Returns:
             ``(B, C, h, w)``, at least 0, not normalised.
         """
-        total: Tensor | None = None
-        for scale in scales:
-            target = [max(1, round(scale * side)) for side in images.shape[-2:]]
-            scaled = images
-            if target != list(images.shape[-2:]):
-                scaled = F.interpolate(images, target, mode="bicubic", antialias=scale < 1)
-            batch = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
-            maps = F.interpolate(self.cam(batch), size, mode="bilinear", align_corners=False)
-            if flip:
-                plain, mirrored = maps.chunk(2)
-                maps = plain + mirrored.flip(-1)
-            total = maps if total is None else total + maps
-        if total is None:
-            raise ValueError("scales is empty; give at least one factor, e.g. (1.0,)")
-        return total
+        return multi_scale_sum(self.cam, images, size=size, scales=scales, flip=flip)

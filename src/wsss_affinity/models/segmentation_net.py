@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import segmentation_models_pytorch as smp
 import timm
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from wsss_affinity.backbones.base import IMAGENET_MEAN, IMAGENET_STD, load_weights
 from wsss_affinity.errors import WSSSError, did_you_mean
+from wsss_affinity.models.multi_scale import multi_scale_sum
 
 
 class SegmentationNet(nn.Module):
@@ -106,3 +109,22 @@ class SegmentationNet(nn.Module):
         padded = F.pad(images, (0, -width % 32, 0, -height % 32))
         logits: Tensor = self.network(padded)
         return logits[..., :height, :width]
+
+    def probabilities(
+        self, images: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = True
+    ) -> Tensor:
+        """Average the label probabilities over scales of the image and its mirror image.
+
+        Args:
+            images: ``(B, 3, H, W)``, normalised.
+            scales: Factors on height and width.
+            flip: Whether the mirror image takes part.
+
+        Returns:
+            ``(B, L, H, W)``, summing to 1 over the labels.
+        """
+        height, width = images.shape[-2:]
+        total = multi_scale_sum(
+            lambda x: self(x).softmax(1), images, size=(height, width), scales=scales, flip=flip
+        )
+        return total / total.sum(1, keepdim=True)

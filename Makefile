@@ -1,0 +1,26 @@
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+.PHONY: demo test check clean
+
+# the stamp is newer than pyproject.toml once everything in it is installed
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("wsss-affinity needs Python 3.10 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 10) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed ## image-level labels to pseudo-masks on generated pictures
+	$(RUN) -m wsss_affinity $(ARGS)
+
+test: $(VENV)/.installed ## the default tests
+	$(RUN) -m pytest $(ARGS)
+
+check: $(VENV)/.installed ## formatting, rules and types
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+clean:
+	rm -rf $(VENV) outputs

@@ -1,0 +1,142 @@
+"""Finding, composing and checking the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from wsss_affinity.errors import WSSSError, did_you_mean
+
+CONFIG_NAME = "config"
+VERSION_BASE = "1.3"
+
+
+def config_dir() -> Path:
+    """Folder of the shipped configuration: in the package, or at the top of a checkout.
+
+    Raises:
+        WSSSError: If it is in neither place.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parents[1] / "conf"):
+        if (folder / f"{CONFIG_NAME}.yaml").is_file():
+            return folder
+    raise WSSSError(f"conf/{CONFIG_NAME}.yaml is neither in {package} nor beside src; reinstall")
+
+
+def load_config(overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose the configuration, as the command line does.
+
+    Args:
+        overrides: As on the command line, e.g. ``["experiment=shapes", "walk.beta=4"]``.
+
+    Raises:
+        WSSSError: If a key or choice does not exist; near names are in the message.
+    """
+    check_overrides(overrides)
+    return _compose(overrides)
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    if GlobalHydra.instance().is_initialized():
+        return compose(CONFIG_NAME, overrides=list(overrides))
+    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+        return compose(CONFIG_NAME, overrides=list(overrides))
+
+
+def check_overrides(arguments: Iterable[str]) -> None:
+    """Refuse overrides of keys that do not exist, with the nearest ones that do.
+
+    Flags of Hydra (``-m``, ``--cfg job``) are passed over. A folder given to Hydra with
+    ``--config-dir`` or ``hydra.searchpath`` may hold anything, so nothing is checked then.
+
+    Raises:
+        WSSSError: At the first override that is malformed or unknown.
+    """
+    arguments = list(arguments)
+    if any(a.startswith(("--config", "-cd", "-cn", "-cp", "hydra.searchpath")) for a in arguments):
+        return
+    texts = [a for a in arguments if "=" in a and not a.startswith("-")]
+    parser = OverridesParser.create()
+    try:
+        overrides = [(text, parser.parse_override(text)) for text in texts]
+    except OverrideParseException as error:
+        raise WSSSError(
+            f"cannot read the override {error.override!r}; expected key=value, "
+            "with quotes around values that hold spaces or commas"
+        ) from error
+    groups = [(t, o) for t, o in overrides if _group_folder(o).is_dir()]
+    for text, override in groups:
+        _check_choices(text, override)
+    # a sweep has several choices; the keys of the first stand for all
+    chosen = [f"{o.key_or_group}={_choices(o)[0]}" for _, o in groups]
+    try:
+        cfg = _compose(chosen)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise WSSSError(f"the configuration cannot be composed: {error}") from error
+    keys = _keys(cfg)
+    for text, override in overrides:
+        key = override.key_or_group
+        known = key in keys or override.is_add() or override.is_force_add()
+        if not known and (text, override) not in groups and not key.startswith("hydra"):
+            open_ended = any(key.startswith(f"{parent}.") for parent in _open_sections(cfg))
+            if not open_ended:
+                hint = did_you_mean(key, keys)
+                hint = hint if hint.startswith("did") else "see `wsss-affinity --cfg job`"
+                raise WSSSError(f"there is no key {key!r} in the configuration; {hint}")
+
+
+def _group_folder(override: Override) -> Path:
+    return config_dir() / override.key_or_group.split("@")[0].lstrip("/")
+
+
+def _choices(override: Override) -> list[str]:
+    value = override.value()
+    if override.is_sweep_override():
+        return list(override.sweep_string_iterator())
+    return [str(v) for v in value] if isinstance(value, list) else [str(value)]
+
+
+def _check_choices(text: str, override: Override) -> None:
+    folder = _group_folder(override)
+    known = [path.stem for path in folder.glob("*.yaml")]
+    store = ConfigStore.instance()
+    group = override.key_or_group.split("@")[0].lstrip("/")
+    if group in store.repo:
+        known += [name.removesuffix(".yaml") for name in store.list(group)]
+    for choice in _choices(override):
+        if choice not in known and choice not in ("None", "null"):
+            raise WSSSError(f"{text}: {did_you_mean(choice, known)}")
+
+
+def _keys(cfg: DictConfig) -> set[str]:
+    found: set[str] = set()
+
+    def visit(node: DictConfig, prefix: str) -> None:
+        for name in node:
+            key = f"{prefix}{name!s}"
+            found.add(key)
+            child = node._get_node(name)
+            if isinstance(child, DictConfig) and not child._is_none():
+                visit(child, f"{key}.")
+
+    visit(cfg, "")
+    return found
+
+
+def _open_sections(cfg: DictConfig) -> list[str]:
+    """Dictionaries that are empty, so that anything may be put in."""
+    return [
+        k
+        for k in _keys(cfg)
+        if OmegaConf.is_dict(node := OmegaConf.select(cfg, k, throw_on_missing=False)) and not node
+    ]

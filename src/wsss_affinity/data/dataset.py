@@ -1,0 +1,114 @@
+"""One dataset over samples, and the order in which training visits it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from wsss_affinity.data.images import load_image
+from wsss_affinity.data.source import Sample
+
+Transform = Callable[[Image.Image, "NDArray[np.uint8] | None"], tuple[Tensor, "Tensor | None"]]
+ReadMask = Callable[[Sample], NDArray[np.uint8]]
+
+
+class WSSSDataset(Dataset[dict[str, Any]]):
+    """Photographs with image-level labels, and a label map where the task wants one.
+
+    Args:
+        samples: What it holds.
+        num_classes: Length of the label vectors.
+        transform: Applied to image and label map.
+        read_mask: Gives the label map of a sample; None for tasks without.
+        max_side: Longer images are reduced to it.
+        seed: With the epoch and the index it seeds the transform, so that an item does not depend
+            on the worker that makes it.
+
+    Items are dicts with ``image`` ``(3, H, W)``, ``labels`` ``(C,)`` float, ``index`` int, and
+    ``mask`` ``(H, W)`` int64 where ``read_mask`` is given.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        num_classes: int,
+        transform: Transform,
+        *,
+        read_mask: ReadMask | None = None,
+        max_side: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.samples = samples
+        self.num_classes = num_classes
+        self.transform = transform
+        self.read_mask = read_mask
+        self.max_side = max_side
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """Make the item of an index, or of ``(epoch, index)``."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        sample = self.samples[index]
+        image = load_image(sample.image, self.max_side)
+        target = None if self.read_mask is None else self.read_mask(sample)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(item_seed(self.seed, epoch, index))
+            pixels, mask = self.transform(image, target)
+        item: dict[str, Any] = {
+            "image": pixels,
+            "labels": label_vector(sample.labels, self.num_classes),
+            "index": index,
+        }
+        if mask is not None:
+            item["mask"] = mask
+        return item
+
+
+def label_vector(labels: Sequence[int], num_classes: int) -> Tensor:
+    """Image-level labels as ``(C,)`` float of zeros and ones."""
+    vector = torch.zeros(num_classes)
+    vector[list(labels)] = 1.0
+    return vector
+
+
+def item_seed(*parts: int) -> int:
+    """Mix whole numbers into one seed."""
+    return int(np.random.SeedSequence(list(parts)).generate_state(1, np.uint64)[0] >> 1)
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Visits every index once an epoch, in an order that depends on seed and epoch alone.
+
+    Lightning calls :meth:`set_epoch`, so a resumed run sees the order that it would have seen.
+
+    Args:
+        length: Number of items.
+        seed: Of the order.
+    """
+
+    def __init__(self, length: int, seed: int = 0) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration is for."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(item_seed(self.seed, self.epoch))
+        for index in torch.randperm(self.length, generator=generator).tolist():
+            yield self.epoch, index

@@ -1,0 +1,132 @@
+"""A plain folder of photographs with a table of image-level labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from wsss_affinity.data.images import IMAGE_SUFFIXES
+from wsss_affinity.data.labels import read_label_file, write_template
+from wsss_affinity.data.source import (
+    Problem,
+    Sample,
+    Source,
+    check_unique,
+    label_indices,
+    plain_mask_values,
+)
+from wsss_affinity.errors import WSSSError
+
+
+def list_images(root: Path) -> list[str]:
+    """Names of all images below a folder, relative to it, sorted.
+
+    Raises:
+        WSSSError: If the folder does not exist or holds none.
+    """
+    if not root.is_dir():
+        raise WSSSError(f"folder {root} does not exist; set data.root to a folder of photographs")
+    names = sorted(
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+    if not names:
+        raise WSSSError(f"folder {root} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    return names
+
+
+def folder_source(
+    root: str | Path,
+    *,
+    labels: str | Path = "labels.csv",
+    classes: Sequence[str] | None = None,
+    masks: str | Path | None = None,
+    val_root: str | Path | None = None,
+    val_masks: str | Path | None = None,
+) -> Source:
+    """List a folder of photographs.
+
+    Args:
+        root: Folder of the images, searched with its subfolders.
+        labels: CSV or JSON of image-level labels, see
+            :func:`~wsss_affinity.data.labels.read_label_file`; a relative path starts at ``root``.
+            Images are named as there, with or without suffix.
+        classes: Names of the classes in the order of the mask values; None takes the names that
+            occur, sorted.
+        masks: Folder of ground-truth PNGs for scoring, named like the images; 0 is background,
+            1… the classes, 255 void. Images without one are not scored.
+        val_root: Folder of unseen photographs for scoring the segmentation network.
+        val_masks: Their masks.
+
+    Raises:
+        WSSSError: If a folder or file is missing, two images share a name, or a label is not
+            among ``classes``.
+    """
+    root = Path(root)
+    label_path = root / labels
+    table = read_label_file(label_path)
+    mask_root = None if masks is None else Path(masks)
+    names = [n for n in list_images(root) if not _within(root / n, mask_root)]
+    if classes is None:
+        classes = sorted({label for row in table.values() for label in row})
+    if not classes:
+        raise WSSSError(f"label file {label_path} names no label; fill in its column `labels`")
+    check_unique(list(classes), "data.classes")
+
+    stems = [name.rsplit(".", 1)[0] for name in names]
+    check_unique(stems, f"{root} (two images whose names differ in the suffix alone)")
+    problems: list[Problem] = []
+    rows = dict(table)
+    samples = []
+    for name, stem in zip(names, stems, strict=True):
+        key = name if name in rows else stem
+        if key not in rows:
+            problems.append(
+                Problem(stem, f"image {root / name} has no row in {label_path}; add one")
+            )
+            continue
+        where = f"{label_path}, row {key}"
+        indices = label_indices(rows.pop(key), classes, classes, where)
+        samples.append(Sample(stem, root / name, indices, _mask(mask_root, stem)))
+    problems += [
+        Problem(key, f"{label_path} has a row {key!r} but {root} has no such image; remove it")
+        for key in rows
+    ]
+    val_mask_root = None if val_masks is None else Path(val_masks)
+    val = []
+    if val_root is not None:
+        for name in list_images(Path(val_root)):
+            stem = name.rsplit(".", 1)[0]
+            val.append(Sample(stem, Path(val_root) / name, (), _mask(val_mask_root, stem)))
+    return Source(
+        classes=tuple(classes),
+        train=tuple(samples),
+        score=tuple(s for s in samples if s.mask is not None),
+        val=tuple(s for s in val if s.mask is not None),
+        mask_values=plain_mask_values(len(classes)),
+        problems=tuple(problems),
+    )
+
+
+def _within(path: Path, folder: Path | None) -> bool:
+    return folder is not None and path.resolve().is_relative_to(folder.resolve())
+
+
+def _mask(folder: Path | None, stem: str) -> Path | None:
+    path = None if folder is None else folder / f"{stem}.png"
+    return path if path is not None and path.is_file() else None
+
+
+def write_label_template(root: str | Path, labels: str | Path = "labels.csv") -> Path:
+    """Write a CSV to fill in: a line for each image of the folder.
+
+    Returns:
+        Its path.
+
+    Raises:
+        WSSSError: If the folder holds no images or the file exists already.
+    """
+    path = Path(root) / labels
+    write_template(path, list_images(Path(root)))
+    return path

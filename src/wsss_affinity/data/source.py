@@ -1,0 +1,113 @@
+"""What every data set is to the pipeline: classes, and samples in three roles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsss_affinity.data.images import UNSURE, load_mask
+from wsss_affinity.errors import WSSSError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One photograph.
+
+    Attributes:
+        id: Unique name without suffix; names the files made for it. May hold ``/``.
+        image: Image file.
+        labels: Image-level labels, 0-based and sorted.
+        mask: Ground-truth mask for scoring, where there is one.
+    """
+
+    id: str
+    image: Path
+    labels: tuple[int, ...]
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A photograph that cannot be used, and why."""
+
+    id: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set.
+
+    Attributes:
+        classes: Names of the object classes, background not among them.
+        train: What CAM, labels, walk and segmentation are made from.
+        score: Those of ``train`` whose CAMs and pseudo-masks are scored.
+        val: Unseen photographs on which the segmentation network is scored.
+        mask_values: The label of each value in a mask file, 256 entries; -1 is not allowed.
+        problems: Photographs left out while listing.
+    """
+
+    classes: tuple[str, ...]
+    train: tuple[Sample, ...]
+    score: tuple[Sample, ...] = ()
+    val: tuple[Sample, ...] = ()
+    mask_values: tuple[int, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    def read_mask(self, sample: Sample) -> NDArray[np.uint8]:
+        """Read the ground truth of a sample as labels: 0 background, 1… classes, 255 void.
+
+        Raises:
+            WSSSError: If there is none, it cannot be read, or it holds an unknown value.
+        """
+        if sample.mask is None:
+            raise WSSSError(f"image {sample.id} has no mask")
+        values = load_mask(sample.mask)
+        labels = np.asarray(self.mask_values, dtype=np.int16)[values]
+        if labels.min(initial=0) < 0:
+            wrong = sorted({int(v) for v in np.unique(values[labels < 0])})
+            raise WSSSError(
+                f"mask {sample.mask} holds the values {wrong}; expected 0 (background), "
+                f"1 to {len(self.classes)} (classes) or 255 (void)"
+            )
+        return labels.astype(np.uint8)
+
+
+def plain_mask_values(num_classes: int) -> tuple[int, ...]:
+    """Mask values that are the labels already: 0 … ``num_classes``, and 255."""
+    return (*range(num_classes + 1), *([-1] * (254 - num_classes)), UNSURE)
+
+
+def label_indices(
+    names: Iterable[str], classes: Sequence[str], known: Sequence[str], where: str
+) -> tuple[int, ...]:
+    """Turn label names into sorted indices of ``classes``; other ``known`` names are dropped.
+
+    Raises:
+        WSSSError: If a name is not known; the message says where it stands and names near ones.
+    """
+    index = {name: i for i, name in enumerate(classes)}
+    found = set()
+    for name in names:
+        if name not in known:
+            raise WSSSError(f"{where}: label {name!r} is not a class; {did_you_mean(name, known)}")
+        if name in index:
+            found.add(index[name])
+    return tuple(sorted(found))
+
+
+def check_unique(ids: Sequence[str], where: str) -> None:
+    """Refuse a list that names an id twice.
+
+    Raises:
+        WSSSError: With the first such id.
+    """
+    seen: set[str] = set()
+    for name in ids:
+        if name in seen:
+            raise WSSSError(f"{where}: id {name!r} is listed twice; remove one of the two")
+        seen.add(name)

@@ -1,0 +1,164 @@
+"""PASCAL VOC's devkit layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from wsss_affinity.data.images import UNSURE
+from wsss_affinity.data.labels import read_label_file, read_voc_objects
+from wsss_affinity.data.source import (
+    Problem,
+    Sample,
+    Source,
+    check_unique,
+    label_indices,
+)
+from wsss_affinity.errors import WSSSError, did_you_mean
+
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+
+def voc_source(
+    root: str | Path,
+    *,
+    train_split: str,
+    score_split: str | None = None,
+    val_split: str | None = None,
+    classes: Sequence[str] | None = None,
+    all_classes: Sequence[str] = VOC_CLASSES,
+    labels_csv: str | Path | None = None,
+    mask_folder: str = "SegmentationClass",
+) -> Source:
+    """List a data set in VOC's layout.
+
+    ``ImageSets/Segmentation/<split>.txt`` names the images of a split, ``JPEGImages/<id>.jpg`` are
+    the photographs, ``Annotations/<id>.xml`` hold the objects, and ``<mask_folder>/<id>.png`` the
+    masks, whose values follow ``all_classes``.
+
+    Args:
+        root: Folder that holds these.
+        train_split: Split to train on and to make pseudo-masks for.
+        score_split: Split within ``train_split`` to score them on; None for all of it.
+        val_split: Split to score the segmentation network on.
+        classes: Restrict to these classes; pixels of the others become background.
+        all_classes: The classes of the mask files, value 1 first.
+        labels_csv: Read image-level labels from this file instead of the annotations; a relative
+            path starts at ``root``.
+        mask_folder: Folder of the masks.
+
+    Raises:
+        WSSSError: If a list is missing, empty or names an id twice, or a class is unknown.
+    """
+    root = Path(root)
+    classes = tuple(all_classes) if classes is None else tuple(classes)
+    for name in classes:
+        if name not in all_classes:
+            raise WSSSError(
+                f"data.classes: {name!r} is no class; {did_you_mean(name, all_classes)}"
+            )
+    check_unique(classes, "data.classes")
+    table = None if labels_csv is None else read_label_file(root / labels_csv)
+
+    problems: list[Problem] = []
+    cache: dict[str, Sample | None] = {}
+
+    def sample(name: str) -> Sample | None:
+        if name not in cache:
+            cache[name] = _sample(root, name, classes, all_classes, table, mask_folder, problems)
+        return cache[name]
+
+    def split(name: str | None) -> tuple[Sample, ...]:
+        listed = [] if name is None else _read_split(root, name)
+        return tuple(s for s in map(sample, listed) if s is not None)
+
+    train = split(train_split)
+    score = split(score_split or train_split)
+    outside = {s.id for s in score} - {s.id for s in train}
+    if outside:
+        raise WSSSError(
+            f"split {score_split!r} holds {len(outside)} ids that {train_split!r} lacks "
+            f"({min(outside)}, …); score_split must lie within train_split, since pseudo-masks "
+            "are made for the latter only"
+        )
+    position = {name: index for index, name in enumerate(classes, start=1)}
+    values = [0, *(position.get(name, 0) for name in all_classes)]
+    values += [-1] * (255 - len(values)) + [UNSURE]
+    return Source(
+        classes=classes,
+        train=train,
+        score=tuple(s for s in score if s.mask is not None),
+        val=tuple(s for s in split(val_split) if s.mask is not None),
+        mask_values=tuple(values),
+        problems=tuple(problems),
+    )
+
+
+def _read_split(root: Path, split: str) -> list[str]:
+    path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    try:
+        # the lists of other VOC tasks have a second column
+        names = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    except FileNotFoundError:
+        there = sorted(p.stem for p in path.parent.glob("*.txt"))
+        hint = did_you_mean(split, there) if there else f"{path.parent} holds no lists"
+        raise WSSSError(
+            f"split list {path} does not exist; {hint} (is data.root the folder that holds "
+            "JPEGImages?)"
+        ) from None
+    if not names:
+        raise WSSSError(f"split list {path} is empty; expected an image id on each line")
+    check_unique(names, str(path))
+    return names
+
+
+def _sample(
+    root: Path,
+    name: str,
+    classes: Sequence[str],
+    all_classes: Sequence[str],
+    table: dict[str, list[str]] | None,
+    mask_folder: str,
+    problems: list[Problem],
+) -> Sample | None:
+    annotation = root / "Annotations" / f"{name}.xml"
+    if table is None:
+        try:
+            names = read_voc_objects(annotation)
+        except WSSSError as error:
+            problems.append(Problem(name, str(error)))
+            return None
+        where = str(annotation)
+    elif name in table:
+        names, where = table[name], f"labels of {name}"
+    else:
+        problems.append(Problem(name, f"image {name} has no row in the label file; add one"))
+        return None
+    mask = root / mask_folder / f"{name}.png"
+    return Sample(
+        id=name,
+        image=root / "JPEGImages" / f"{name}.jpg",
+        labels=label_indices(names, classes, all_classes, where),
+        mask=mask if mask.is_file() else None,
+    )

@@ -1,0 +1,90 @@
+"""Files that are either whole or not there, and arrays without pickle."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsss_affinity.errors import WSSSError
+
+_NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+def write_error(path: Path, error: OSError) -> WSSSError:
+    """Say why ``path`` could not be written, and what to do."""
+    if error.errno in _NO_SPACE:
+        reason, advice = "the disk is full", "free some space"
+    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        reason, advice = "it is read-only", "choose a writable output_dir"
+    else:
+        reason, advice = error.strerror or type(error).__name__, "mend that"
+    return WSSSError(
+        f"cannot write {path}: {reason}; {advice} and run the same command again, "
+        "finished work is kept"
+    )
+
+
+def make_directory(path: Path) -> Path:
+    """Create a directory and its parents.
+
+    Raises:
+        WSSSError: If that is not possible.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
+    return path
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name beside it, then rename it into place.
+
+    Raises:
+        WSSSError: If the disk is full, read-only or otherwise unwilling; no partial file is left.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write named arrays as one ``.npz`` file."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_bytes(path, buffer.getvalue())
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read a file of :func:`save_arrays`; pickled objects are refused.
+
+    Raises:
+        WSSSError: If the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise WSSSError(
+            f"{path} cannot be read ({error}); remove the artefact's folder and run again"
+        ) from error
+    except Exception as error:  # zipfile raises its own kinds
+        raise WSSSError(
+            f"{path} is damaged ({error}); remove the artefact's folder and run again"
+        ) from error

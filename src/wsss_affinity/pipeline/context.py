@@ -1,0 +1,90 @@
+"""What a stage is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from wsss_affinity.data.datamodule import resolve_workers
+from wsss_affinity.data.source import Source
+from wsss_affinity.models import AffinityNet, CAMNet, SegmentationNet
+from wsss_affinity.tasks import Optimization
+
+
+@dataclass(frozen=True)
+class Context:
+    """The composed configuration, the checked data set, and the artefacts a stage reads.
+
+    Attributes:
+        cfg: The whole configuration.
+        source: The data set, unusable photographs left out.
+        inputs: Directory of each artefact that the stage reads, by stage.
+    """
+
+    cfg: DictConfig
+    source: Source
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def num_workers(self) -> int:
+        """Worker processes for data and maps."""
+        return resolve_workers(self.cfg.data.num_workers)
+
+    @property
+    def max_side(self) -> int | None:
+        """Working size of long images."""
+        value: int | None = self.cfg.data.max_side
+        return value
+
+    @property
+    def device(self) -> torch.device:
+        """Where map stages run their networks."""
+        return inference_device(self.cfg.trainer.accelerator)
+
+    def plain(self, key: str) -> dict[str, Any]:
+        """A section of the configuration as plain Python."""
+        section = OmegaConf.to_container(OmegaConf.select(self.cfg, key), resolve=True)
+        assert isinstance(section, dict)
+        return {str(name): value for name, value in section.items()}
+
+    def optimization(self, stage: str) -> Optimization:
+        """How a stage trains."""
+        return Optimization(**self.plain(f"{stage}.optimization"))
+
+    def cam_net(self) -> CAMNet:
+        """The classifier, untrained."""
+        section = self.cfg.train_cam
+        options = {"output_stride": section.output_stride, "dropout": section.dropout}
+        return CAMNet(num_classes=len(self.source.classes), **options, **self._backbone())
+
+    def affinity_net(self) -> AffinityNet:
+        """AffinityNet, untrained."""
+        section = self.cfg.train_affinity
+        options = {"output_stride": section.output_stride, "radius": section.radius}
+        return AffinityNet(**options, **self._backbone())
+
+    def segmentation_net(self) -> SegmentationNet:
+        """The segmentation network, untrained."""
+        section = self.cfg.train_segmentation
+        return SegmentationNet(
+            num_classes=len(self.source.classes) + 1,
+            architecture=section.architecture,
+            encoder=section.encoder,
+            weights=section.weights,
+            freeze_batchnorm=section.freeze_batchnorm,
+        )
+
+    def _backbone(self) -> dict[str, Any]:
+        options = self.plain("backbone")
+        return {"backbone": options.pop("name"), **options}
+
+
+def inference_device(accelerator: str) -> torch.device:
+    """CUDA where the trainer's accelerator allows it and there is one, the CPU elsewhere."""
+    allowed = accelerator in ("auto", "gpu", "cuda")
+    return torch.device("cuda" if allowed and torch.cuda.is_available() else "cpu")

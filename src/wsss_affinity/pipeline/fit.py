@@ -1,0 +1,130 @@
+"""Training of one network as a stage: resumable, ending in one file of weights."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from wsss_affinity.callbacks import EpochCheckpoint, FitProgress, LossHistory
+from wsss_affinity.data.datamodule import WSSSDataModule
+from wsss_affinity.errors import WSSSError
+from wsss_affinity.files import write_bytes
+from wsss_affinity.tasks.base import Task
+
+WEIGHTS = "weights.pt"
+_CHECKPOINT = "resume.ckpt"
+
+
+def fit(
+    name: str,
+    task: Task,
+    datamodule: WSSSDataModule,
+    directory: Path,
+    *,
+    max_epochs: int,
+    trainer: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Train, from the last finished epoch where there is one, and write ``weights.pt``.
+
+    Args:
+        name: For the bar.
+        task: What to train.
+        datamodule: What to train on.
+        directory: Gets the weights; holds a checkpoint on the way.
+        max_epochs: Epochs in all.
+        trainer: Further arguments of Lightning's Trainer.
+
+    Returns:
+        ``epochs``: the losses of each.
+
+    Raises:
+        WSSSError: If the loss is not finite at the end, or the Trainer refuses its arguments.
+    """
+    quiet_lightning()
+    checkpoint = directory / _CHECKPOINT
+    history = LossHistory()
+    try:
+        runner = pl.Trainer(
+            max_epochs=max_epochs,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=directory,
+            callbacks=[history, FitProgress(name), EpochCheckpoint(checkpoint)],
+            **trainer,
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise WSSSError(f"trainer: {error}; see conf/trainer/default.yaml") from error
+    task.to(memory_format=torch.channels_last)  # a third faster on CPU, and no slower on CUDA
+    runner.fit(
+        task,
+        datamodule=datamodule,
+        ckpt_path=checkpoint if checkpoint.is_file() else None,
+        weights_only=True,
+    )
+    if history.epochs and not history.epochs[-1].get("loss", 0.0) < float("inf"):
+        raise WSSSError(
+            f"{name}: the loss is not finite after {max_epochs} epochs; lower "
+            f"{name}.optimization.lr or set trainer.gradient_clip_val"
+        )
+    save_weights(task.model, directory / WEIGHTS)
+    checkpoint.unlink(missing_ok=True)
+    return {"epochs": history.epochs}
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a state dict; the same weights give the same bytes."""
+    buffer = io.BytesIO()
+    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    torch.save(state, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def load_trained(model: nn.Module, directory: Path) -> nn.Module:
+    """Load the weights that :func:`fit` left, and set evaluation mode.
+
+    Raises:
+        WSSSError: If they are missing, damaged or of another network.
+    """
+    path = directory / WEIGHTS
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise WSSSError(
+            f"weights {path} cannot be loaded ({str(error).splitlines()[0]}); "
+            "remove that folder and run again"
+        ) from error
+    return model.eval()
+
+
+def to_device(model: nn.Module, device: torch.device) -> None:
+    """Move a network for inference; channels last is the faster layout on CPU and CUDA."""
+    model.to(device)
+    model.to(memory_format=torch.channels_last)
+
+
+def quiet_lightning() -> None:
+    """Leave the terminal to the bars."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory.*exists and is not empty.*",
+        ".*smaller than the logging interval.*",
+        ".*No positive-weight.*",
+        ".*`weights_only`.*",
+        ".*training batches.*",
+        ".*pin_memory.*",
+        ".*isinstance.treespec, LeafSpec.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,115 @@
+"""Masks for a folder of photographs, by a trained segmentation network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from wsss_affinity.data.datamodule import resolve_workers
+from wsss_affinity.data.folder import list_images
+from wsss_affinity.data.images import load_image, resize_mask, save_mask
+from wsss_affinity.data.source import Sample, check_unique
+from wsss_affinity.errors import WSSSError
+from wsss_affinity.models import SegmentationNet
+from wsss_affinity.pipeline.context import inference_device
+from wsss_affinity.pipeline.fit import load_trained, to_device
+from wsss_affinity.pipeline.mapping import map_samples
+from wsss_affinity.pipeline.maps import LoadTensor, exists
+from wsss_affinity.pipeline.train import NETWORK
+
+
+def segment(
+    name: str,
+    network: Path,
+    samples: Sequence[Sample],
+    output: Path,
+    *,
+    num_workers: int,
+    device: torch.device,
+    scales: Sequence[float],
+    flip: bool,
+) -> None:
+    """Write the mask of every sample at the image's own size, as ``<output>/<id>.png``.
+
+    Args:
+        name: For the bar.
+        network: Directory of a ``train_segmentation`` artefact.
+        samples: The photographs; those that have a mask there already are passed over.
+        output: Folder of the masks.
+        num_workers: Loading processes.
+        device: Where the network runs.
+        scales: Factors of test-time augmentation.
+        flip: Whether mirror images take part.
+
+    Raises:
+        WSSSError: If the network or a photograph cannot be read.
+    """
+    net, description = load_network(network)
+    to_device(net, device)
+    load = LoadTensor(net.mean, net.std, description["max_side"])
+    results = map_samples(name, samples, load, num_workers=num_workers, done=exists(output, ".png"))
+    with torch.inference_mode():
+        for sample, image in results:
+            probabilities = net.probabilities(image.to(device), scales=scales, flip=flip)
+            mask = probabilities[0].argmax(0).cpu().numpy().astype(np.uint8)
+            width, height = load_image(sample.image).size
+            save_mask(output / f"{sample.id}.png", resize_mask(mask, (height, width)))
+
+
+def load_network(directory: Path) -> tuple[SegmentationNet, dict[str, Any]]:
+    """Load a trained segmentation network and its description, from its artefact alone.
+
+    Raises:
+        WSSSError: If the directory holds none.
+    """
+    try:
+        description: dict[str, Any] = json.loads((directory / NETWORK).read_text())
+    except (OSError, ValueError) as error:
+        raise WSSSError(
+            f"{directory} holds no trained segmentation network ({error}); run the pipeline first, "
+            "or set predict.network to the folder of a train_segmentation artefact"
+        ) from error
+    net = SegmentationNet(
+        num_classes=len(description["classes"]) + 1,
+        architecture=description["architecture"],
+        encoder=description["encoder"],
+    )
+    load_trained(net, directory)
+    return net, description
+
+
+def predict(cfg: DictConfig, network: Path) -> Path:
+    """Segment every photograph below ``predict.images``.
+
+    Args:
+        cfg: The configuration; its section ``predict`` says what and where.
+        network: Directory of a ``train_segmentation`` artefact.
+
+    Returns:
+        Folder of the masks, palette PNGs named like the photographs.
+
+    Raises:
+        WSSSError: If there is no photograph, or one cannot be read.
+    """
+    root, output = Path(cfg.predict.images), Path(cfg.predict.masks)
+    names = list_images(root)
+    stems = [name.rsplit(".", 1)[0] for name in names]
+    check_unique(stems, f"{root} (two images whose names differ in the suffix alone)")
+    samples = [Sample(stem, root / name, ()) for stem, name in zip(stems, names, strict=True)]
+    segment(
+        "predict",
+        network,
+        samples,
+        output,
+        num_workers=resolve_workers(cfg.data.num_workers),
+        device=inference_device(cfg.trainer.accelerator),
+        scales=cfg.predict.scales,
+        flip=cfg.predict.flip,
+    )
+    return output

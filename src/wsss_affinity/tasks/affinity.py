@@ -1,0 +1,34 @@
+"""Training of AffinityNet."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from wsss_affinity.losses import affinity_loss
+from wsss_affinity.models import AffinityNet
+from wsss_affinity.tasks.base import Task
+
+
+class AffinityTask(Task):
+    """Pairwise affinities from affinity labels; ``model`` is an ``AffinityNet``."""
+
+    model: AffinityNet
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Affinity loss on ``image`` and ``mask`` ``(B, H, W)``, the labels of the pixels."""
+        affinity = self(batch["image"])
+        labels = downsample_labels(batch["mask"], self.model.stride)
+        return affinity_loss(affinity, labels, radius=self.model.radius)
+
+
+def downsample_labels(label_map: Tensor, stride: int) -> Tensor:
+    """Take the label at the centre of every ``stride × stride`` cell.
+
+    Args:
+        label_map: ``(B, H, W)``; H and W multiples of ``stride``.
+        stride: Of the feature grid.
+
+    Returns:
+        ``(B, H / stride, W / stride)``.
+    """
+    return label_map[:, stride // 2 :: stride, stride // 2 :: stride]
