@@ -158,7 +158,9 @@ def test_load_weights_without_a_file(tmp_path):
 def test_load_weights_of_another_shape(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({**Small().state_dict(), "stem.0.weight": torch.zeros(9, 3, 3, 3)}, path)
-    with pytest.raises(WSSSError, match=r"stem.0.weight has shape \(9, 3, 3, 3\), .* \(4, 3, 3, 3\)"):
+    with pytest.raises(
+        WSSSError, match=r"stem.0.weight has shape \(9, 3, 3, 3\), .* \(4, 3, 3, 3\)"
+    ):
         load_weights(Small(), path)
 
 

@@ -73,12 +73,14 @@ def test_freezing():
     assert len(norms) == 8
     assert not any(m.training or m.weight.requires_grad for m in norms)
     assert net.layers[2][0][0].weight.requires_grad
-    with pytest.raises(WSSSError, match="freeze_stages=5 is out of range: .* 4 stages"):
+    with pytest.raises(WSSSError, match=r"freeze_stages=5 is out of range: .* 4 stages"):
         create_backbone("tiny", freeze_stages=5)
 
 
 def test_freezing_a_module_of_another_base_class():
-    with pytest.raises(WSSSError, match=r"Contract cannot be frozen by option; subclass .*Backbone"):
+    with pytest.raises(
+        WSSSError, match=r"Contract cannot be frozen by option; subclass .*Backbone"
+    ):
         create_backbone(Contract(), freeze_batchnorm=True)
 
     class Own(Backbone):
@@ -110,7 +112,9 @@ def test_unknown_names_get_suggestions(spec, message):
 
 @pytest.mark.parametrize("spec", ["tiny", "resnet18", "timm:mobilenetv3_small_050"])
 def test_unknown_options_are_told_the_valid_ones(spec):
-    with pytest.raises(WSSSError, match=r"'output_strid'.*its options are .*output_stride, weights"):
+    with pytest.raises(
+        WSSSError, match=r"'output_strid'.*its options are .*output_stride, weights"
+    ):
         create_backbone(spec, output_strid=8)
 
 

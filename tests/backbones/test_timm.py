@@ -90,5 +90,5 @@ def test_weights_from_a_file(tmp_path):
 def test_what_timm_cannot_do_is_told():
     with pytest.raises(WSSSError, match=r"output_stride=8 .*set output_stride to null"):
         create_backbone("timm:vgg11", output_stride=8)
-    with pytest.raises(WSSSError, match="timm cannot make features of 'resnet18.no_such_tag'"):
+    with pytest.raises(WSSSError, match=r"timm cannot make features of 'resnet18\.no_such_tag'"):
         create_backbone("timm:resnet18.no_such_tag")

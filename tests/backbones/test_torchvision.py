@@ -40,7 +40,7 @@ def varied(net):
 
 def strides_of(name, output_stride):
     if name == "vgg16":
-        return (2, 4, 8, {8: 8, 16: 16, 32: 32}[output_stride])
+        return (2, 4, 8, output_stride)
     return tuple(min(s, output_stride) for s in (4, 8, 16, 32))
 
 
@@ -93,14 +93,11 @@ def test_dilated_features_hold_the_undilated_ones(name, output_stride, size):
     coarse, fine = shared(name, 32), copy.deepcopy(shared(name, output_stride))
     fine.load_state_dict(coarse.state_dict())
     images = torch.randn(1, 3, *size)
-    strides = strides_of(name, output_stride)
-    for before, after, stride in zip(coarse(images), fine(images), strides, strict=True):
-        step = {4: 4, 8: 8, 16: 16, 32: 32}[coarse_stride(before, size)] // stride
-        torch.testing.assert_close(after[..., ::step, ::step], before, rtol=1e-3, atol=1e-4)
-
-
-def coarse_stride(feature, size):
-    return next(s for s in (4, 8, 16, 32) if feature.shape[-1] == -(-size[1] // s))
+    maps = zip(coarse(images), fine(images), strict=True)
+    for (before, after), stride in zip(maps, (4, 8, 16, 32), strict=True):
+        step = max(1, stride // output_stride)
+        scale = before.abs().max().item()
+        torch.testing.assert_close(after[..., ::step, ::step], before, rtol=0, atol=1e-5 * scale)
 
 
 @torch.no_grad()
@@ -200,10 +197,10 @@ def test_state_dicts_of_torchvision_load(tmp_path, prefix):
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
     torch.save(tv.mobilenet_v2(weights=None).state_dict(), tmp_path / "m.pth")
-    with pytest.raises(WSSSError, match="fits 0 of .* is it another architecture's"):
+    with pytest.raises(WSSSError, match=r"fits 0 of .* is it another architecture's"):
         create_backbone("resnet18", weights=str(tmp_path / "m.pth"))
     torch.save(tv.resnet50(weights=None).state_dict(), tmp_path / "r.pth")
-    with pytest.raises(WSSSError, match="has shape .* the backbone expects .* another arch"):
+    with pytest.raises(WSSSError, match=r"has shape .* the backbone expects .* another arch"):
         create_backbone("resnet18", weights=str(tmp_path / "r.pth"))
     with pytest.raises(WSSSError, match="does not exist"):
         create_backbone("resnet18", weights=str(tmp_path / "none.pth"))
