@@ -153,8 +153,8 @@ def load_weights(module: nn.Module, path: str | Path) -> list[str]:
     missing = [n for n in wanted if n not in state]
     if 2 * len(missing) > len(wanted):
         raise WSSSError(
-            f"weights file {path} fits {len(wanted) - len(missing)} of {len(wanted)} entries of the "
-            f"backbone (missing: {missing[0]}, …); is it another architecture's?"
+            f"weights file {path} fits {len(wanted) - len(missing)} of {len(wanted)} entries of "
+            f"the backbone (missing: {missing[0]}, …); is it another architecture's?"
         )
     module.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
     return missing
