@@ -1,0 +1,38 @@
+"""Runs the command line and kills it in the middle: `die_after.py LOG STAGE COUNT overrides…`.
+
+Every file that is renamed into place is noted in LOG. After COUNT of them in STAGE's unfinished
+artefact, by one process, all processes of the run get SIGKILL. STAGE `none` never kills.
+"""
+
+import os
+import signal
+import sys
+
+log, stage, count, *overrides = sys.argv[1:]
+main_pid = os.getpid()
+replace = os.replace
+seen = 0
+
+
+def note_and_replace(source, target, **kwargs):
+    global seen
+    replace(source, target, **kwargs)
+    parts = str(target).split(os.sep)
+    if "artifacts" not in parts:
+        return
+    where = parts[parts.index("artifacts") + 1 :]
+    with open(log, "a") as file:
+        file.write("/".join([where[0], *where[2:]]) + "\n")
+    if where[0] == stage and where[1].endswith(".partial"):
+        seen += 1
+        if seen == int(count):
+            os.kill(main_pid, signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+os.replace = note_and_replace
+sys.argv = ["wsss-affinity", *overrides]
+
+from wsss_affinity.cli import main  # noqa: E402
+
+main()

@@ -1,0 +1,43 @@
+import pytest
+
+from wsss_affinity.config import check_overrides, load_config
+from wsss_affinity.errors import WSSSError
+
+
+def test_overrides_reach_the_configuration():
+    cfg = load_config(["walk.beta=4", "backbone=resnet18", "+trainer.limit_train_batches=2"])
+    assert cfg.walk.beta == 4
+    assert cfg.backbone.name == "resnet18"
+    assert cfg.train_segmentation.encoder == "resnet18"
+    assert cfg.trainer.limit_train_batches == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("wlak.beta=4", r"no key 'wlak.beta'.*did you mean 'walk.beta'"),
+        ("walk.betta=4", r"did you mean 'walk.beta'"),
+        ("backbone=resnet81", r"did you mean 'resnet18'"),
+        ("experiment=voc_animals", r"did you mean 'voc12_animals'"),
+        ("data=vocc", r"did you mean 'voc'"),
+        ("walk.beta=[1", r"cannot read the override"),
+    ],
+)
+def test_misspelt_override_names_the_nearest(override, message):
+    with pytest.raises(WSSSError, match=message):
+        load_config([override])
+
+
+def test_sweeps_and_flags_pass():
+    check_overrides(["-m", "walk.beta=4,8,16", "backbone=tiny,resnet18", "hydra.verbose=true"])
+
+
+def test_sweep_over_an_unknown_choice():
+    with pytest.raises(WSSSError, match="did you mean 'resnet18'"):
+        check_overrides(["-m", "backbone=tiny,resnet19"])
+
+
+def test_default_is_the_demo():
+    cfg = load_config()
+    assert cfg.name == "shapes"
+    assert cfg.backbone.name == "tiny"
