@@ -27,11 +27,10 @@ def test_results_in_order(workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_error_arrives_as_itself(workers):
-    seen = []
+    results = map_samples("test", SAMPLES, refuse_three, num_workers=workers)
+    assert [next(results)[1] for _ in range(3)] == ["s0", "s1", "s2"]
     with pytest.raises(WSSSError, match=r"^three is broken; replace it$"):
-        for sample, _ in map_samples("test", SAMPLES, refuse_three, num_workers=workers):
-            seen.append(sample.id)
-    assert seen == ["s0", "s1", "s2"]
+        next(results)
 
 
 def test_done_samples_are_passed_over():

@@ -113,7 +113,7 @@ def _product(
     return result if minus is None else 2 * result - minus
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)  # a pattern takes about 1.4 kB a pixel
 def _csr_pattern(
     batch: int, height: int, width: int, radius: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
