@@ -28,4 +28,5 @@ class EpochCheckpoint(pl.Callback):
             if trainer.is_global_zero:
                 os.replace(temporary, self.path)
         except OSError as error:
+            temporary.unlink(missing_ok=True)
             raise write_error(self.path, error) from error

@@ -36,10 +36,11 @@ class FitProgress(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar where the run begins or resumes."""
-        batch_size = trainer.train_dataloader.batch_size  # type: ignore[union-attr]
-        done = trainer.global_step * batch_size
+        loader: Any = trainer.train_dataloader
+        # a data set smaller than a batch is all of it
+        epoch = int(trainer.num_training_batches) * min(loader.batch_size, len(loader.dataset))
         self.bar = progress_bar(
-            self.name, int(trainer.estimated_stepping_batches) * batch_size, done
+            self.name, epoch * (trainer.max_epochs or 0), epoch * trainer.current_epoch
         )
 
     def on_train_batch_end(
@@ -57,6 +58,12 @@ class FitProgress(pl.Callback):
                 self.loss = float(outputs["loss"])
                 self.bar.set_postfix(loss=f"{self.loss:.3f}", refresh=False)
             self.bar.update(len(batch["image"]))
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Close the bar before the error is printed."""
+        self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Close the bar."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader
 
 from wsss_affinity.data.dataset import EpochSampler, ReadMask, Transform, WSSSDataset
@@ -61,7 +62,7 @@ class WSSSDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Batches in the order of seed and epoch."""
-        return DataLoader(
+        return _LateLoader(
             self.dataset,
             batch_size=self.batch_size,
             sampler=EpochSampler(len(self.dataset), self.seed),
@@ -69,7 +70,20 @@ class WSSSDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             drop_last=len(self.dataset) >= self.batch_size,
             pin_memory=False,
+            # otherwise it draws from the global generator, which dropout needs for itself
+            generator=torch.Generator().manual_seed(self.seed),
         )
+
+
+class _LateLoader(DataLoader[dict[str, Any]]):
+    """Asks the sampler for an order when the first batch is wanted.
+
+    In a resumed run Lightning makes the iterator before it tells the sampler the epoch, and worker
+    processes would fetch batches of epoch 0 at once.
+    """
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        yield from super().__iter__()
 
 
 def resolve_workers(num_workers: int | None) -> int:

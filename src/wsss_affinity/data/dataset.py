@@ -62,7 +62,8 @@ class WSSSDataset(Dataset[dict[str, Any]]):
         image = load_image(sample.image, self.max_side)
         target = None if self.read_mask is None else self.read_mask(sample)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(item_seed(self.seed, epoch, index))
+            # torch.manual_seed would set the generators of the GPUs too
+            torch.default_generator.manual_seed(item_seed(self.seed, epoch, index))
             pixels, mask = self.transform(image, target)
         item: dict[str, Any] = {
             "image": pixels,
