@@ -66,14 +66,21 @@ class ThresholdSweep:
     Args:
         num_classes: Object classes, background not counted.
         bins: Thresholds are ``0, 1/bins, …, 1 - 1/bins``.
+
+    Example:
+        >>> sweep = ThresholdSweep(num_classes=1)
+        >>> score, target = np.array([[0.2, 0.6]]), np.array([[0, 1]], dtype=np.uint8)
+        >>> _ = sweep.update(score, np.zeros((1, 2), dtype=int), target)
+        >>> sweep.confusion(0.2).tolist(), sweep.confusion(0.1).tolist()
+        ([[1, 0], [0, 1]], [[0, 1], [0, 1]])
     """
 
     def __init__(self, num_classes: int, bins: int = 100) -> None:
         self.num_classes = num_classes
         self.bins = bins
         labels = num_classes + 1
-        #: pixels by (true label, best class, bin of its score)
-        self.counts = np.zeros((labels, num_classes, bins), dtype=np.int64)
+        #: pixels by (true label, best class, number of thresholds that its score exceeds)
+        self.counts = np.zeros((labels, num_classes, bins + 1), dtype=np.int64)
 
     def update(
         self, score: NDArray[Any], best: NDArray[Any], target: NDArray[np.uint8]
@@ -89,22 +96,28 @@ class ThresholdSweep:
             The counts of this image alone.
         """
         sure = target != UNSURE
-        step = np.clip(np.floor(score[sure] * self.bins), 0, self.bins - 1).astype(np.int64)
-        place = (target[sure].astype(np.int64) * self.num_classes + best[sure]) * self.bins + step
+        # compared, not multiplied and rounded: 0.29 * 100 is less than 29
+        thresholds = np.arange(self.bins) / self.bins
+        step = np.searchsorted(thresholds, score[sure].astype(np.float64))
+        row = target[sure].astype(np.int64) * self.num_classes + best[sure]
+        place = row * (self.bins + 1) + step
         counts = np.bincount(place, minlength=self.counts.size).reshape(self.counts.shape)
         self.counts += counts
         return counts
 
     def confusion(self, threshold: float) -> NDArray[np.int64]:
-        """Confusion matrix at the threshold, rounded to a bin's lower edge."""
-        first = round(threshold * self.bins)
+        """Confusion matrix at the nearest of the thresholds."""
+        first = round(threshold * self.bins) + 1
         objects = self.counts[:, :, first:].sum(2)
         background = self.counts[:, :, :first].sum((1, 2))
         return np.concatenate([background[:, None], objects], axis=1)
 
     def best(self) -> tuple[float, float]:
-        """The threshold of highest mean IoU, and that mean IoU. It has seen the masks."""
+        """The threshold of highest mean IoU, and that mean IoU. It has seen the masks.
+
+        Where every pixel is void, the mean IoU is NaN at all of them and the lowest is returned.
+        """
         thresholds = [step / self.bins for step in range(1, self.bins)]
         scores = [mean_iou(self.confusion(t)) for t in thresholds]
-        top = int(np.nanargmax(scores))
+        top = int(np.argmax(np.nan_to_num(scores, nan=-1.0)))
         return thresholds[top], scores[top]
