@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from wsss_affinity.errors import WSSSError
 from wsss_affinity.losses import affinity_loss
 from wsss_affinity.models import AffinityNet
 from wsss_affinity.tasks.base import Task
@@ -30,5 +31,14 @@ def downsample_labels(label_map: Tensor, stride: int) -> Tensor:
 
     Returns:
         ``(B, H / stride, W / stride)``.
+
+    Raises:
+        WSSSError: If H or W is no multiple of ``stride``.
     """
+    height, width = label_map.shape[-2:]
+    if height % stride or width % stride:
+        raise WSSSError(
+            f"AffinityNet is trained on crops whose side is a multiple of its output stride "
+            f"{stride}, got {height}×{width}; change train_affinity.transform.crop_size"
+        )
     return label_map[:, stride // 2 :: stride, stride // 2 :: stride]

@@ -122,7 +122,9 @@ class Task(pl.LightningModule):
         known: dict[str, Any] = {
             name.lower(): kind
             for name, kind in vars(torch.optim).items()
-            if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+            if isinstance(kind, type)
+            and issubclass(kind, torch.optim.Optimizer)
+            and kind is not torch.optim.Optimizer
         }
         settings = self.optimization
         if settings.name.lower() not in known:
@@ -131,7 +133,7 @@ class Task(pl.LightningModule):
         groups = parameter_groups(self.model, settings)
         try:
             optimizer = known[settings.name.lower()](groups, lr=settings.lr, **settings.options)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise WSSSError(
                 f"optimizer {settings.name!r} refuses its options ({error}); "
                 "see optimization.options"
