@@ -28,7 +28,8 @@ class SampleChecker:
                 if mask.shape != (image.height, image.width):
                     raise WSSSError(
                         f"mask {sample.mask} is {mask.shape[1]}×{mask.shape[0]} but its image "
-                        f"{sample.image} is {image.width}×{image.height}; expected one size"
+                        f"{sample.image} is {image.width}×{image.height}; expected one "
+                        "size, replace one of them"
                     )
         except WSSSError as error:
             return Problem(sample.id, str(error))

@@ -57,7 +57,8 @@ def folder_source(
         masks: Folder of ground-truth PNGs for scoring, named like the images; 0 is background,
             1… the classes, 255 void. Images without one are not scored.
         val_root: Folder of unseen photographs for scoring the segmentation network.
-        val_masks: Their masks.
+        val_masks: Their masks. This and the two above may lie below ``root``; what they hold is
+            not trained on.
 
     Raises:
         WSSSError: If a folder or file is missing, two images share a name, or a label is not
@@ -66,8 +67,10 @@ def folder_source(
     root = Path(root)
     label_path = root / labels
     table = read_label_file(label_path)
-    mask_root = None if masks is None else Path(masks)
-    names = [n for n in list_images(root) if not _within(root / n, mask_root)]
+    mask_root = _folder(masks, "data.masks")
+    val_mask_root = _folder(val_masks, "data.val_masks")
+    apart = [Path(p).resolve() for p in (masks, val_root, val_masks) if p is not None]
+    names = [n for n in list_images(root) if not _within(root / n, apart)]
     if classes is None:
         classes = sorted({label for row in table.values() for label in row})
     if not classes:
@@ -93,7 +96,6 @@ def folder_source(
         Problem(key, f"{label_path} has a row {key!r} but {root} has no such image; remove it")
         for key in rows
     ]
-    val_mask_root = None if val_masks is None else Path(val_masks)
     val = []
     if val_root is not None:
         for name in list_images(Path(val_root)):
@@ -109,8 +111,14 @@ def folder_source(
     )
 
 
-def _within(path: Path, folder: Path | None) -> bool:
-    return folder is not None and path.resolve().is_relative_to(folder.resolve())
+def _folder(path: str | Path | None, key: str) -> Path | None:
+    if path is not None and not Path(path).is_dir():
+        raise WSSSError(f"folder {path} does not exist; set {key} to a folder of masks, or to null")
+    return None if path is None else Path(path)
+
+
+def _within(path: Path, folders: Sequence[Path]) -> bool:
+    return any(path.resolve().is_relative_to(folder) for folder in folders)
 
 
 def _mask(folder: Path | None, stem: str) -> Path | None:

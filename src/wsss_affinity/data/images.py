@@ -41,8 +41,7 @@ def load_image(path: Path, max_side: int | None = None) -> Image.Image:
         )
     except Exception as error:
         raise WSSSError(
-            f"image {path} cannot be read ({error}); replace it, "
-            "or leave such images out with data.on_error=skip"
+            f"image {path} cannot be read ({error}); replace it or take it off the list"
         ) from error
     if max_side is not None and max(rgb.size) > max_side:
         scale = max_side / max(rgb.size)
@@ -69,11 +68,11 @@ def load_mask(path: Path) -> NDArray[np.uint8]:
     """Read a label map ``(H, W)`` uint8 from a palette or greyscale PNG.
 
     Raises:
-        WSSSError: If the file is missing, damaged, or a colour image.
+        WSSSError: If the file is missing, damaged, a colour image, or holds a value above 255.
     """
     try:
         with Image.open(path) as opened:
-            if opened.mode not in ("P", "L", "1", "I", "I;16"):
+            if opened.mode not in ("P", "L", "1") and not opened.mode.startswith("I"):
                 raise WSSSError(
                     f"mask {path} has mode {opened.mode}; expected a palette or greyscale PNG "
                     "whose values are class indices"
@@ -87,6 +86,12 @@ def load_mask(path: Path) -> NDArray[np.uint8]:
         )
     except Exception as error:
         raise WSSSError(f"mask {path} cannot be read ({error}); replace it") from error
+    outside = values[(values < 0) | (values > UNSURE)]
+    if outside.size:
+        raise WSSSError(
+            f"mask {path} holds the value {outside[0]}; expected class indices from 0 to 255, "
+            "save it with those"
+        )
     return values.astype(np.uint8)
 
 

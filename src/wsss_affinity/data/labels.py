@@ -8,7 +8,9 @@ import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from wsss_affinity.data.source import check_unique
 from wsss_affinity.errors import WSSSError
 from wsss_affinity.files import write_bytes
 
@@ -36,7 +38,9 @@ def read_label_file(path: Path) -> dict[str, list[str]]:
             "writes one to fill in"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise WSSSError(f"label file {path} cannot be read as UTF-8 text ({error})") from error
+        raise WSSSError(
+            f"label file {path} cannot be read ({error}); save it as UTF-8 text"
+        ) from error
     rows = _from_json(text, path) if path.suffix.lower() == ".json" else _from_csv(text, path)
     labels: dict[str, list[str]] = {}
     for where, name, names in rows:
@@ -56,6 +60,11 @@ def _from_csv(text: str, path: Path) -> Iterable[tuple[str, str, list[str]]]:
             "header line `image,labels`"
         )
     for row in reader:
+        if row.get(None):
+            raise WSSSError(
+                f"{path}, line {reader.line_num}: more cells than the header has; separate labels "
+                "by semicolons or spaces"
+            )
         cell = row["labels"] or ""
         parts = cell.split(";") if ";" in cell else cell.split()
         names = [part.strip() for part in parts if part.strip()]
@@ -63,13 +72,20 @@ def _from_csv(text: str, path: Path) -> Iterable[tuple[str, str, list[str]]]:
 
 
 def _from_json(text: str, path: Path) -> Iterable[tuple[str, str, list[str]]]:
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        check_unique(names, str(path))
+        return dict(pairs)
+
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=distinct)
         if isinstance(content, dict):
             pairs = [(str(name), names) for name, names in content.items()]
         else:
             pairs = [(str(entry["image"]), entry["labels"]) for entry in content]
         for number, (name, names) in enumerate(pairs, start=1):
+            if isinstance(names, str):
+                raise TypeError(f"the labels of {name} are no list")
             yield f"entry {number}", name, [str(n) for n in names]
     except (ValueError, KeyError, TypeError) as error:
         raise WSSSError(
@@ -91,7 +107,9 @@ def read_voc_objects(path: Path) -> list[str]:
             None
         )
     except (OSError, ElementTree.ParseError) as error:
-        raise WSSSError(f"annotation {path} cannot be read as XML ({error})") from error
+        raise WSSSError(
+            f"annotation {path} cannot be read as XML ({error}); replace it, or give labels_csv"
+        ) from error
     names = [(node.findtext("name") or "").strip() for node in root.iter("object")]
     return list(dict.fromkeys(name for name in names if name))
 

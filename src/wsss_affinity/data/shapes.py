@@ -55,13 +55,14 @@ def shapes_source(
     if not folder.is_dir():
         make_directory(folder.parent)
         partial = folder.with_name(f".{name}.{uuid.uuid4().hex[:8]}.tmp")
-        _generate(partial, seed, {"train": num_train, "val": num_val}, image_size)
         try:
+            _generate(partial, seed, {"train": num_train, "val": num_val}, image_size)
             os.replace(partial, folder)
         except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
             if not folder.is_dir():  # or another process was faster
                 raise write_error(folder, error) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return voc_source(
         folder,
         train_split="train",

@@ -69,10 +69,11 @@ class Source:
         values = load_mask(sample.mask)
         labels = np.asarray(self.mask_values, dtype=np.int16)[values]
         if labels.min(initial=0) < 0:
-            wrong = sorted({int(v) for v in np.unique(values[labels < 0])})
+            wrong = np.unique(values[labels < 0]).tolist()
+            top = max(v for v, label in enumerate(self.mask_values[:UNSURE]) if label >= 0)
             raise WSSSError(
                 f"mask {sample.mask} holds the values {wrong}; expected 0 (background), "
-                f"1 to {len(self.classes)} (classes) or 255 (void)"
+                f"1 to {top} (classes) or 255 (void); mend the mask or data.classes"
             )
         return labels.astype(np.uint8)
 

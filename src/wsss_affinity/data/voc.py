@@ -118,8 +118,7 @@ def voc_source(
 def _read_split(root: Path, split: str) -> list[str]:
     path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     try:
-        # the lists of other VOC tasks have a second column
-        names = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+        lines = path.read_text("utf-8-sig").splitlines()
     except FileNotFoundError:
         there = sorted(p.stem for p in path.parent.glob("*.txt"))
         hint = did_you_mean(split, there) if there else f"{path.parent} holds no lists"
@@ -127,6 +126,8 @@ def _read_split(root: Path, split: str) -> list[str]:
             f"split list {path} does not exist; {hint} (is data.root the folder that holds "
             "JPEGImages?)"
         ) from None
+    # the lists of other VOC tasks have a second column
+    names = [line.split()[0] for line in lines if line.strip()]
     if not names:
         raise WSSSError(f"split list {path} is empty; expected an image id on each line")
     check_unique(names, str(path))
