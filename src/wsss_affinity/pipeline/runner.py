@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from wsss_affinity.data.check import SampleChecker
-from wsss_affinity.data.datamodule import resolve_workers
-from wsss_affinity.data.source import Problem, Source
-from wsss_affinity.errors import WSSSError, did_you_mean
+from wsss_affinity.data.source import Problem
+from wsss_affinity.errors import WSSSError
 from wsss_affinity.files import write_bytes
-from wsss_affinity.pipeline.artifact import (
-    ArtifactStore,
-    file_fingerprint,
-    fingerprint,
-    samples_fingerprint,
-)
+from wsss_affinity.pipeline.artifact import ArtifactStore
 from wsss_affinity.pipeline.context import Context
-from wsss_affinity.pipeline.mapping import map_samples
-from wsss_affinity.pipeline.stages import STAGES, Stage
+from wsss_affinity.pipeline.plan import (
+    chosen_stages,
+    describe,
+    fingerprints,
+    forced_stages,
+    reads,
+    stage_graph,
+)
+from wsss_affinity.pipeline.source import check_data, load_source
+from wsss_affinity.pipeline.stages import STAGES
 
 log = logging.getLogger(__name__)
-
-#: Settings of the trainer that change where the work is done, not what comes out
-_MACHINE = ("accelerator", "devices", "num_nodes", "strategy")
-_DATA_OPTIONS = ("on_error", "max_side", "num_workers")
 
 
 @dataclass(frozen=True)
@@ -84,14 +79,14 @@ def run_pipeline(cfg: DictConfig) -> RunResult:
     Raises:
         WSSSError: For bad input, with one sentence that says what to do.
     """
-    graph = _graph(cfg)
-    chosen, forced = _chosen(cfg, graph), _names(cfg.pipeline.force, graph, "pipeline.force")
+    graph = stage_graph(cfg)
+    chosen, forced = chosen_stages(cfg, graph), forced_stages(cfg, graph)
     store = artifact_store(cfg)
     source, skipped = check_data(cfg, load_source(cfg), store)
-    keys = plan(cfg, source, graph)
+    keys = fingerprints(cfg, source, graph)
     # evaluate scores what there is, so its name follows from that
     there = [name for name in graph if name in chosen or store.has(name, keys[name])]
-    keys = plan(cfg, source, there) | {n: k for n, k in keys.items() if n not in there}
+    keys = fingerprints(cfg, source, there) | {n: k for n, k in keys.items() if n not in there}
 
     if cfg.pipeline.dry_run:
         for name in graph:
@@ -109,7 +104,7 @@ def run_pipeline(cfg: DictConfig) -> RunResult:
                 name,
                 keys[name],
                 partial(stage.run, Context(cfg=cfg, source=source, inputs=inputs)),
-                _describe(cfg, stage, keys, graph),
+                describe(cfg, stage, inputs),
                 force=name in forced,
                 say=log.warning,
             )
@@ -136,171 +131,7 @@ def artifact_path(cfg: DictConfig, stage: str) -> Path:
     """Directory of the artefact that a configuration makes at a stage, made or not."""
     store = artifact_store(cfg)
     source, _ = check_data(cfg, load_source(cfg), store)
-    return store.path(stage, plan(cfg, source, _graph(cfg))[stage])
-
-
-def load_source(cfg: DictConfig) -> Source:
-    """List the data set of the configuration.
-
-    Raises:
-        WSSSError: If a mandatory key is not set or the data set is not as expected.
-    """
-    missing = sorted(OmegaConf.missing_keys(cfg.data))
-    if missing:
-        raise WSSSError(
-            f"data.{missing[0]} is not set; give it on the command line, "
-            f"e.g. data.{missing[0]}=/path/to/photographs"
-        )
-    section = _settings(cfg, "data")
-    arguments = {k: v for k, v in section.items() if k not in _DATA_OPTIONS}
-    source: Source = instantiate(arguments, _convert_="all")
-    if not source.train and not source.problems:
-        raise WSSSError(
-            "the data set holds no training image; check data.root and data.train_split"
-        )
-    return source
-
-
-def check_data(
-    cfg: DictConfig, source: Source, store: ArtifactStore
-) -> tuple[Source, tuple[Problem, ...]]:
-    """Open every image and mask once, and leave out those that cannot be used.
-
-    The outcome is kept, so that the next run on the same files does not look again.
-
-    Raises:
-        WSSSError: With ``data.on_error=stop``, if there is any; or if none is left.
-    """
-    if cfg.data.on_error not in ("stop", "skip"):
-        raise WSSSError(f"data.on_error must be 'stop' or 'skip', got {cfg.data.on_error!r}")
-    samples = tuple({s.image: s for s in (*source.train, *source.val)}.values())
-    key = fingerprint([samples_fingerprint(samples, masks=True), source.mask_values])
-
-    def look(work: Path) -> dict[str, Any]:
-        found = [
-            problem
-            for _, problem in map_samples(
-                "check images",
-                samples,
-                SampleChecker(source),
-                num_workers=resolve_workers(cfg.data.num_workers),
-            )
-            if problem is not None
-        ]
-        return {"images": len(samples), "problems": [[p.id, p.message] for p in found]}
-
-    _, made = store.make("check_data", key, look, {}, say=log.warning)
-    if not made and store.manifest("check_data", key)["metrics"]["problems"]:
-        # they may have been mended since
-        store.make("check_data", key, look, {}, force=True, say=log.warning)
-    found = store.manifest("check_data", key)["metrics"]["problems"]
-    problems = (*source.problems, *(Problem(*entry) for entry in found))
-    if problems and cfg.data.on_error == "stop":
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise WSSSError(
-            f"{problems[0].message}{more}; mend this, or leave such images out with "
-            "data.on_error=skip"
-        )
-    bad = {p.id for p in problems}
-    kept = replace(
-        source,
-        train=tuple(s for s in source.train if s.id not in bad),
-        score=tuple(s for s in source.score if s.id not in bad),
-        val=tuple(s for s in source.val if s.id not in bad),
-    )
-    if not kept.train:
-        raise WSSSError(f"no usable training image is left: {problems[0].message}")
-    empty = sum(not s.labels for s in kept.train)
-    if empty:
-        log.warning(
-            "%d of %d training images have no label of these classes; they count as background",
-            empty,
-            len(kept.train),
-        )
-    return kept, problems
-
-
-def plan(cfg: DictConfig, source: Source, graph: Sequence[str]) -> dict[str, str]:
-    """Fingerprint of every stage of the graph."""
-    train = [list(source.classes), samples_fingerprint(source.train)]
-    scored = [samples_fingerprint(s, masks=True) for s in (source.score, source.val)]
-    sheet = _settings(cfg, "backbone")
-    keys: dict[str, str] = {}
-    for name in graph:
-        stage = STAGES[name]
-        keys[name] = fingerprint(
-            {
-                "stage": name,
-                "schema": stage.schema,
-                "config": {section: _settings(cfg, section) for section in stage.config},
-                "reads": {n: keys[n] for n in reads(stage, cfg) if n in keys},
-                "data": [train, scored, sheet] if name == "evaluate" else train,
-            }
-        )
-    return keys
-
-
-def reads(stage: Stage, cfg: DictConfig) -> tuple[str, ...]:
-    """Stages whose artefacts a stage needs under this configuration."""
-    real = stage.name == "train_segmentation"
-    if real and cfg.train_segmentation.target == "ground_truth":
-        return ()
-    return stage.reads
-
-
-def _settings(cfg: DictConfig, section: str) -> Any:
-    """A section as plain data, without what only concerns the machine."""
-    node = OmegaConf.select(cfg, section)
-    content = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-    if isinstance(content, dict):
-        if section == "trainer":
-            content = {k: v for k, v in content.items() if k not in _MACHINE}
-        weights = content.get("weights")
-        if weights not in (None, "imagenet"):
-            # the file counts, not where it lies
-            content = {**content, "weights": file_fingerprint(Path(str(weights)))}
-    return content
-
-
-def _describe(
-    cfg: DictConfig, stage: Stage, keys: Mapping[str, str], graph: Sequence[str]
-) -> dict[str, Any]:
-    return {
-        "config": {section: _settings(cfg, section) for section in stage.config},
-        "inputs": {n: keys[n] for n in reads(stage, cfg) if n in graph},
-    }
-
-
-def _graph(cfg: DictConfig) -> list[str]:
-    graph = _names(cfg.pipeline.stages, list(STAGES), "pipeline.stages")
-    for name in graph:
-        absent = [n for n in reads(STAGES[name], cfg) if n not in graph]
-        if absent and name != "evaluate":
-            raise WSSSError(f"pipeline.stages: {name} reads {absent[0]}, which is not among them")
-    return graph
-
-
-def _chosen(cfg: DictConfig, graph: Sequence[str]) -> list[str]:
-    only = _names(cfg.pipeline.only, graph, "pipeline.only")
-    start = _names(cfg.pipeline["from"], graph, "pipeline.from")
-    if only and start:
-        raise WSSSError("pipeline.only and pipeline.from exclude each other; give one of them")
-    if start:
-        return list(graph)[graph.index(start[0]) :]
-    return only or list(graph)
-
-
-def _names(value: Any, known: Sequence[str], key: str) -> list[str]:
-    """Stage names as a list in the order of the pipeline; True means all of them."""
-    if value is None or value is False:
-        return []
-    if value is True:
-        return list(known)
-    names = [value] if isinstance(value, str) else list(value)
-    for name in names:
-        if name not in known:
-            raise WSSSError(f"{key}: {name!r} is no stage; {did_you_mean(str(name), known)}")
-    return [name for name in known if name in names]
+    return store.path(stage, fingerprints(cfg, source, stage_graph(cfg))[stage])
 
 
 def write_metrics(result: RunResult, path: Path) -> None:

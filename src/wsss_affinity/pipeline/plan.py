@@ -1,0 +1,118 @@
+"""Which stages run, and the fingerprint that names each one's artefact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from wsss_affinity.data.source import Source
+from wsss_affinity.errors import WSSSError, did_you_mean
+from wsss_affinity.pipeline.artifact import file_fingerprint, fingerprint, samples_fingerprint
+from wsss_affinity.pipeline.stages import STAGES, Stage
+
+#: Settings of the trainer that change where the work is done, not what comes out
+_MACHINE = ("accelerator", "devices", "num_nodes", "strategy")
+
+
+def fingerprints(cfg: DictConfig, source: Source, graph: Sequence[str]) -> dict[str, str]:
+    """Fingerprint of every stage of the graph."""
+    train = [list(source.classes), samples_fingerprint(source.train)]
+    scored = [samples_fingerprint(s, masks=True) for s in (source.score, source.val)]
+    networks = _settings(cfg, "backbone")
+    keys: dict[str, str] = {}
+    for name in graph:
+        stage = STAGES[name]
+        keys[name] = fingerprint(
+            {
+                "stage": name,
+                "schema": stage.schema,
+                "config": {section: _settings(cfg, section) for section in stage.config},
+                "reads": {n: keys[n] for n in reads(stage, cfg) if n in keys},
+                "data": [train, scored, networks] if name == "evaluate" else train,
+            }
+        )
+    return keys
+
+
+def reads(stage: Stage, cfg: DictConfig) -> tuple[str, ...]:
+    """Stages whose artefacts a stage needs under this configuration."""
+    real = stage.name == "train_segmentation"
+    if real and cfg.train_segmentation.target == "ground_truth":
+        return ()
+    return stage.reads
+
+
+def _settings(cfg: DictConfig, section: str) -> Any:
+    """A section as plain data, without what only concerns the machine."""
+    node = OmegaConf.select(cfg, section)
+    content = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    if isinstance(content, dict):
+        if section == "trainer":
+            content = {k: v for k, v in content.items() if k not in _MACHINE}
+        weights = content.get("weights")
+        if weights not in (None, "imagenet"):
+            # the file counts, not where it lies
+            content = {**content, "weights": file_fingerprint(Path(str(weights)))}
+    return content
+
+
+def describe(cfg: DictConfig, stage: Stage, inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """What the manifest of a stage says of its origin."""
+    return {
+        "config": {section: _settings(cfg, section) for section in stage.config},
+        "inputs": {name: path.name for name, path in inputs.items()},
+    }
+
+
+def stage_graph(cfg: DictConfig) -> list[str]:
+    """Stages that the configuration is about, in order.
+
+    Raises:
+        WSSSError: If a name is no stage, or a stage's input is not among them.
+    """
+    graph = _names(cfg.pipeline.stages, list(STAGES), "pipeline.stages")
+    for name in graph:
+        absent = [n for n in reads(STAGES[name], cfg) if n not in graph]
+        if absent and name != "evaluate":
+            raise WSSSError(f"pipeline.stages: {name} reads {absent[0]}, which is not among them")
+    return graph
+
+
+def chosen_stages(cfg: DictConfig, graph: Sequence[str]) -> list[str]:
+    """Stages that may be run, by ``pipeline.only`` and ``pipeline.from``.
+
+    Raises:
+        WSSSError: If a name is no stage of the graph, or both are given.
+    """
+    only = _names(cfg.pipeline.only, graph, "pipeline.only")
+    start = _names(cfg.pipeline["from"], graph, "pipeline.from")
+    if only and start:
+        raise WSSSError("pipeline.only and pipeline.from exclude each other; give one of them")
+    if start:
+        return list(graph)[graph.index(start[0]) :]
+    return only or list(graph)
+
+
+def forced_stages(cfg: DictConfig, graph: Sequence[str]) -> list[str]:
+    """Stages to make anew, by ``pipeline.force``.
+
+    Raises:
+        WSSSError: If a name is no stage of the graph.
+    """
+    return _names(cfg.pipeline.force, graph, "pipeline.force")
+
+
+def _names(value: Any, known: Sequence[str], key: str) -> list[str]:
+    """Stage names as a list in the order of the pipeline; True means all of them."""
+    if value is None or value is False:
+        return []
+    if value is True:
+        return list(known)
+    names = [value] if isinstance(value, str) else list(value)
+    for name in names:
+        if name not in known:
+            raise WSSSError(f"{key}: {name!r} is no stage; {did_you_mean(str(name), known)}")
+    return [name for name in known if name in names]

@@ -1,0 +1,104 @@
+"""The data set of a configuration, listed and looked through before anything is trained."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from wsss_affinity.data.check import SampleChecker
+from wsss_affinity.data.datamodule import resolve_workers
+from wsss_affinity.data.source import Problem, Source
+from wsss_affinity.errors import WSSSError
+from wsss_affinity.pipeline.artifact import ArtifactStore, fingerprint, samples_fingerprint
+from wsss_affinity.pipeline.mapping import map_samples
+
+log = logging.getLogger(__name__)
+
+_OPTIONS = ("on_error", "max_side", "num_workers")  # of the pipeline, not of the reader
+
+
+def load_source(cfg: DictConfig) -> Source:
+    """List the data set of the configuration.
+
+    Raises:
+        WSSSError: If a mandatory key is not set or the data set is not as expected.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg.data))
+    if missing:
+        raise WSSSError(
+            f"data.{missing[0]} is not set; give it on the command line, "
+            f"e.g. data.{missing[0]}=/path/to/photographs"
+        )
+    section = OmegaConf.to_container(cfg.data, resolve=True)
+    assert isinstance(section, dict)
+    arguments = {k: v for k, v in section.items() if k not in _OPTIONS}
+    source: Source = instantiate(arguments, _convert_="all")
+    if not source.train and not source.problems:
+        raise WSSSError(
+            "the data set holds no training image; check data.root and data.train_split"
+        )
+    return source
+
+
+def check_data(
+    cfg: DictConfig, source: Source, store: ArtifactStore
+) -> tuple[Source, tuple[Problem, ...]]:
+    """Open every image and mask once, and leave out those that cannot be used.
+
+    The outcome is kept, so that the next run on the same files does not look again.
+
+    Raises:
+        WSSSError: With ``data.on_error=stop``, if there is any; or if none is left.
+    """
+    if cfg.data.on_error not in ("stop", "skip"):
+        raise WSSSError(f"data.on_error must be 'stop' or 'skip', got {cfg.data.on_error!r}")
+    samples = tuple({s.image: s for s in (*source.train, *source.val)}.values())
+    key = fingerprint([samples_fingerprint(samples, masks=True), source.mask_values])
+
+    def look(work: Path) -> dict[str, Any]:
+        found = [
+            problem
+            for _, problem in map_samples(
+                "check images",
+                samples,
+                SampleChecker(source),
+                num_workers=resolve_workers(cfg.data.num_workers),
+            )
+            if problem is not None
+        ]
+        return {"images": len(samples), "problems": [[p.id, p.message] for p in found]}
+
+    _, made = store.make("check_data", key, look, {}, say=log.warning)
+    if not made and store.manifest("check_data", key)["metrics"]["problems"]:
+        # they may have been mended since
+        store.make("check_data", key, look, {}, force=True, say=log.warning)
+    found = store.manifest("check_data", key)["metrics"]["problems"]
+    problems = (*source.problems, *(Problem(*entry) for entry in found))
+    if problems and cfg.data.on_error == "stop":
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise WSSSError(
+            f"{problems[0].message}{more}; mend this, or leave such images out with "
+            "data.on_error=skip"
+        )
+    bad = {p.id for p in problems}
+    kept = replace(
+        source,
+        train=tuple(s for s in source.train if s.id not in bad),
+        score=tuple(s for s in source.score if s.id not in bad),
+        val=tuple(s for s in source.val if s.id not in bad),
+    )
+    if not kept.train:
+        raise WSSSError(f"no usable training image is left: {problems[0].message}")
+    empty = sum(not s.labels for s in kept.train)
+    if empty:
+        log.warning(
+            "%d of %d training images have no label of these classes; they count as background",
+            empty,
+            len(kept.train),
+        )
+    return kept, problems
