@@ -63,7 +63,7 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
 def test_failed_rename_leaves_nothing(tmp_path):
     target = tmp_path / "taken"
     (target / "inside").mkdir(parents=True)
-    with pytest.raises(WSSSError, match="cannot write .*taken"):
+    with pytest.raises(WSSSError, match=r"cannot write .*taken"):
         write_bytes(target, b"x")
     assert names(tmp_path) == ["taken"]
 

@@ -138,7 +138,7 @@ def test_unknown_optimizer_names_near_ones():
 
 
 def test_base_class_is_no_optimizer():
-    with pytest.raises(WSSSError, match="optimizer 'Optimizer' is not one of torch.optim"):
+    with pytest.raises(WSSSError, match=r"optimizer 'Optimizer' is not one of torch\.optim"):
         configured(Optimization("Optimizer"))
 
 

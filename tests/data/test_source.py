@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsss_affinity.data.images import save_mask
+from wsss_affinity.data.source import (
+    Sample,
+    Source,
+    check_unique,
+    label_indices,
+    plain_mask_values,
+)
+from wsss_affinity.errors import WSSSError
+
+
+def test_plain_mask_values():
+    values = plain_mask_values(3)
+    assert len(values) == 256
+    assert values[:5] == (0, 1, 2, 3, -1)
+    assert set(values[4:255]) == {-1}
+    assert values[255] == 255
+
+
+def test_read_mask(tmp_path):
+    mask = np.array([[0, 1], [2, 255]], dtype=np.uint8)
+    save_mask(tmp_path / "a.png", mask)
+    source = Source(("cat", "dog"), (), mask_values=plain_mask_values(2))
+    found = source.read_mask(Sample("a", tmp_path / "a.jpg", (), tmp_path / "a.png"))
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, mask)
+
+
+def test_unknown_mask_values_are_named(tmp_path):
+    save_mask(tmp_path / "a.png", np.array([[0, 3, 9, 3, 255]], dtype=np.uint8))
+    source = Source(("cat", "dog"), (), mask_values=plain_mask_values(2))
+    with pytest.raises(WSSSError) as caught:
+        source.read_mask(Sample("a", tmp_path / "a.jpg", (), tmp_path / "a.png"))
+    assert "a.png holds the values [3, 9]; expected 0 (background), 1 to 2" in str(caught.value)
+
+
+def test_sample_without_mask(tmp_path):
+    with pytest.raises(WSSSError, match="image a has no mask"):
+        Source(("cat",), ()).read_mask(Sample("a", tmp_path / "a.jpg", ()))
+
+
+def test_label_indices():
+    assert label_indices(["dog", "cat", "dog"], ["cat", "dog"], ["cat", "dog"], "here") == (0, 1)
+    assert label_indices(["dog", "cow"], ["dog"], ["cat", "cow", "dog"], "here") == (0,)
+    assert label_indices([], ["dog"], ["dog"], "here") == ()
+    with pytest.raises(WSSSError, match=r"^line 3: label 'gog' is not a class; .*'dog'"):
+        label_indices(["gog"], ["cat", "dog"], ["cat", "dog"], "line 3")
+
+
+def test_check_unique():
+    check_unique(["a", "b"], "list")
+    with pytest.raises(WSSSError, match=r"^list: id 'b' is listed twice; remove one of the two$"):
+        check_unique(["a", "b", "b"], "list")
+
+
+def test_mask_of_another_kind_is_refused_as_ground_truth(tmp_path):
+    Image.new("RGB", (3, 3)).save(tmp_path / "a.png")
+    source = Source(("cat",), (), mask_values=plain_mask_values(1))
+    with pytest.raises(WSSSError, match="mode RGB"):
+        source.read_mask(Sample("a", tmp_path / "a.jpg", (), tmp_path / "a.png"))
