@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -66,14 +66,7 @@ def check_overrides(arguments: Iterable[str]) -> None:
     if any(a.startswith(("--config", "-cd", "-cn", "-cp", "hydra.searchpath")) for a in arguments):
         return
     texts = [a for a in arguments if "=" in a and not a.startswith("-")]
-    parser = OverridesParser.create()
-    try:
-        overrides = [(text, parser.parse_override(text)) for text in texts]
-    except OverrideParseException as error:
-        raise WSSSError(
-            f"cannot read the override {error.override!r}; expected key=value, "
-            "with quotes around values that hold spaces or commas"
-        ) from error
+    overrides = [(text, _parse(text)) for text in texts]
     groups = [(t, o) for t, o in overrides if _group_folder(o).is_dir()]
     for text, override in groups:
         _check_choices(text, override)
@@ -93,6 +86,16 @@ def check_overrides(arguments: Iterable[str]) -> None:
                 hint = did_you_mean(key, keys)
                 hint = hint if hint.startswith("did") else "see `wsss-affinity --cfg job`"
                 raise WSSSError(f"there is no key {key!r} in the configuration; {hint}")
+
+
+def _parse(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise WSSSError(
+            f"cannot read the override {text!r} ({error}); expected key=value, "
+            "with quotes around values that hold spaces or commas"
+        ) from error
 
 
 def _group_folder(override: Override) -> Path:

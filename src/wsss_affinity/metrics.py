@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-UNSURE = 255
+from wsss_affinity.losses.affinity import UNSURE
 
 
 def confusion_matrix(

@@ -64,8 +64,9 @@ def test_labels_of_an_image_follow_its_edge(two_tone, tmp_path):
 
 @pytest.mark.parametrize("crf", [None, DenseCRF(num_iterations=1)])
 def test_mask_has_the_size_of_the_image(two_tone, tmp_path, crf):
-    scores = add_background(torch.zeros(1, 3, 4), alpha=1)  # a grid of stride 8
-    scores[1, :, :2] = 5.0
+    cam = torch.zeros(1, 3, 4)  # a grid of stride 8
+    cam[:, :, :2] = 0.9
+    scores = add_background(cam, alpha=1)
     save_scores(tmp_path / "scores" / "x.npz", torch.tensor([2]), scores, (24, 32))
     FinishMask(tmp_path / "scores", tmp_path / "masks", None, 8, crf)(two_tone)
     mask = load_mask(tmp_path / "masks" / "x.png")

@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 
 from wsss_affinity.errors import WSSSError
 from wsss_affinity.files import write_bytes
+from wsss_affinity.losses.affinity import UNSURE
 
-UNSURE = 255
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 

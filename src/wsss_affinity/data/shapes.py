@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from wsss_affinity.data.images import UNSURE, save_mask
+from wsss_affinity.data.images import save_mask
 from wsss_affinity.data.source import Source
 from wsss_affinity.data.voc import voc_source
 from wsss_affinity.files import make_directory, write_bytes, write_error
+from wsss_affinity.losses.affinity import UNSURE
 
 SHAPES_CLASSES = ("cross", "ring", "checker", "bars")
 _FORMAT = 1  # part of the folder's name: raise it when the pictures change

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wsss_affinity.data.images import UNSURE, load_mask
+from wsss_affinity.data.images import load_mask
 from wsss_affinity.errors import WSSSError, did_you_mean
+from wsss_affinity.losses.affinity import UNSURE
 
 
 @dataclass(frozen=True)

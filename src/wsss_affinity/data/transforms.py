@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import ColorJitter
 
-from wsss_affinity.data.images import UNSURE, resize_mask
+from wsss_affinity.data.images import resize_mask
+from wsss_affinity.losses.affinity import UNSURE
 
 
 def to_tensor(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:

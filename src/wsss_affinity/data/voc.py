@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsss_affinity.data.images import UNSURE
 from wsss_affinity.data.labels import read_label_file, read_voc_objects
 from wsss_affinity.data.source import (
     Problem,
@@ -15,6 +14,7 @@ from wsss_affinity.data.source import (
     label_indices,
 )
 from wsss_affinity.errors import WSSSError, did_you_mean
+from wsss_affinity.losses.affinity import UNSURE
 
 VOC_CLASSES = (
     "aeroplane",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from wsss_affinity.layers.neighborhood import Border, Neighborhood, pair_slices
 
-UNSURE = 255
+UNSURE = 255  #: of a label map: pixels that are not trained on and not scored
 _EPS = 1e-5
 
 

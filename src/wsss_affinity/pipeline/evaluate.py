@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsss_affinity.data.images import UNSURE, load_mask, resize_mask
+from wsss_affinity.data.images import load_mask, resize_mask
 from wsss_affinity.data.source import Sample, Source
 from wsss_affinity.files import write_bytes
+from wsss_affinity.losses.affinity import UNSURE
 from wsss_affinity.metrics import ThresholdSweep, class_iou, confusion_matrix, mean_iou
 from wsss_affinity.pipeline.context import Context
 from wsss_affinity.pipeline.mapping import map_samples

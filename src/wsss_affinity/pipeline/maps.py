@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsss_affinity.data.dataset import label_vector
-from wsss_affinity.data.images import UNSURE, load_image, resize_mask, save_mask
+from wsss_affinity.data.images import load_image, resize_mask, save_mask
 from wsss_affinity.data.source import Sample
 from wsss_affinity.data.transforms import to_tensor
 from wsss_affinity.files import load_arrays, save_arrays
 from wsss_affinity.layers import DenseCRF, add_background, normalize_cam
+from wsss_affinity.losses.affinity import UNSURE
 from wsss_affinity.pipeline.context import Context
 from wsss_affinity.pipeline.fit import load_trained, to_device
 from wsss_affinity.pipeline.mapping import map_samples

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from wsss_affinity.data.images import UNSURE, load_image, load_mask, voc_palette
+from wsss_affinity.data.images import load_image, load_mask, voc_palette
 from wsss_affinity.data.source import Sample
 from wsss_affinity.data.transforms import to_tensor
 from wsss_affinity.files import write_bytes
 from wsss_affinity.layers.neighborhood import Neighborhood
+from wsss_affinity.losses.affinity import UNSURE
 from wsss_affinity.pipeline.context import Context
 from wsss_affinity.pipeline.fit import load_trained
 from wsss_affinity.pipeline.maps import read_scores, resize_scores

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss_affinity.data.images import UNSURE
+from wsss_affinity.losses.affinity import UNSURE
 from wsss_affinity.tasks.base import Task
 
 
