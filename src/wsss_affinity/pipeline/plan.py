@@ -13,25 +13,30 @@ from wsss_affinity.errors import WSSSError, did_you_mean
 from wsss_affinity.pipeline.artifact import file_fingerprint, fingerprint, samples_fingerprint
 from wsss_affinity.pipeline.stages import STAGES, Stage
 
+_TARGETS = ("pseudo_masks", "ground_truth")
 #: Settings of the trainer that change where the work is done, not what comes out
 _MACHINE = ("accelerator", "devices", "num_nodes", "strategy")
 
 
 def fingerprints(cfg: DictConfig, source: Source, graph: Sequence[str]) -> dict[str, str]:
     """Fingerprint of every stage of the graph."""
-    train = [list(source.classes), samples_fingerprint(source.train)]
-    scored = [samples_fingerprint(s, masks=True) for s in (source.score, source.val)]
-    networks = _settings(cfg, "backbone")
+    train: list[Any] = [list(source.classes), samples_fingerprint(source.train)]
     keys: dict[str, str] = {}
     for name in graph:
         stage = STAGES[name]
+        data = train
+        if name == "evaluate":
+            scored = [samples_fingerprint(s, masks=True) for s in (source.score, source.val)]
+            data = [*train, *scored, _settings(cfg, "backbone")]
+        elif _learns_from_masks(stage, cfg):
+            data = [*train, samples_fingerprint(source.train, masks=True)]
         keys[name] = fingerprint(
             {
                 "stage": name,
                 "schema": stage.schema,
                 "config": {section: _settings(cfg, section) for section in stage.config},
                 "reads": {n: keys[n] for n in reads(stage, cfg) if n in keys},
-                "data": [train, scored, networks] if name == "evaluate" else train,
+                "data": data,
             }
         )
     return keys
@@ -39,10 +44,16 @@ def fingerprints(cfg: DictConfig, source: Source, graph: Sequence[str]) -> dict[
 
 def reads(stage: Stage, cfg: DictConfig) -> tuple[str, ...]:
     """Stages whose artefacts a stage needs under this configuration."""
-    real = stage.name == "train_segmentation"
-    if real and cfg.train_segmentation.target == "ground_truth":
-        return ()
-    return stage.reads
+    return () if _learns_from_masks(stage, cfg) else stage.reads
+
+
+def _learns_from_masks(stage: Stage, cfg: DictConfig) -> bool:
+    target = str(cfg.train_segmentation.target)
+    if target not in _TARGETS:
+        raise WSSSError(
+            f"train_segmentation.target is {target!r}; {did_you_mean(target, _TARGETS)}"
+        )
+    return stage.name == "train_segmentation" and target == "ground_truth"
 
 
 def _settings(cfg: DictConfig, section: str) -> Any:

@@ -1,0 +1,95 @@
+import shutil
+
+import pytest
+import torch
+
+from wsss_affinity.config import load_config
+from wsss_affinity.data.source import Sample, Source
+from wsss_affinity.errors import WSSSError
+from wsss_affinity.pipeline.plan import fingerprints, stage_graph
+
+
+@pytest.fixture
+def source(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(b"12345")
+    sample = Sample("x", tmp_path / "x.jpg", (0,))
+    return Source(("cat",), (sample,), score=(sample,))
+
+
+def keys(source, *overrides):
+    cfg = load_config(overrides)
+    return fingerprints(cfg, source, stage_graph(cfg))
+
+
+def changed(one, two):
+    return {name for name in one if one[name] != two.get(name)}
+
+
+@pytest.mark.parametrize(
+    ("override", "first"),
+    [
+        ("train_cam.max_epochs=3", "train_cam"),
+        ("cam.flip=false", "make_cam"),
+        ("affinity_labels.alpha_low=3", "affinity_labels"),
+        ("train_affinity.optimization.lr=1", "train_affinity"),
+        ("walk.beta=4", "random_walk"),
+        ("train_segmentation.architecture=Unet", "train_segmentation"),
+        ("evaluate.flip=false", "evaluate"),
+    ],
+)
+def test_a_setting_renames_its_stage_and_all_after_it(source, override, first):
+    names = list(keys(source))
+    expected = set(names[names.index(first) :])
+    assert changed(keys(source), keys(source, override)) == expected
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.num_workers=3", "trainer.devices=2", "output_dir=elsewhere", "pipeline.per_class=true"],
+)
+def test_machine_settings_rename_nothing(source, override):
+    assert keys(source, override) == keys(source)
+
+
+@pytest.mark.parametrize("override", ["seed=1", "trainer.precision=bf16-mixed", "data.max_side=9"])
+def test_what_training_depends_on_renames_everything(source, override):
+    assert changed(keys(source), keys(source, override)) == set(keys(source))
+
+
+def test_weights_count_by_content(source, tmp_path):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "one.pth")
+    shutil.copy(tmp_path / "one.pth", tmp_path / "two.pth")
+    torch.save({"a": torch.ones(2)}, tmp_path / "other.pth")
+    one, two, other = (
+        keys(source, f"backbone.weights={tmp_path}/{n}.pth") for n in ("one", "two", "other")
+    )
+    assert one == two
+    assert changed(one, other) == set(one)
+    with pytest.raises(WSSSError, match=r"none.pth cannot be read"):
+        keys(source, f"backbone.weights={tmp_path}/none.pth")
+
+
+def test_masks_rename_the_evaluation_alone(source, tmp_path):
+    (tmp_path / "m.png").write_bytes(b"mask")
+    sample = Sample("x", tmp_path / "x.jpg", (0,), mask=tmp_path / "m.png")
+    masked = Source(("cat",), (sample,), score=(sample,))
+    assert changed(keys(source), keys(masked)) == {"evaluate"}
+
+
+def test_ground_truth_training_reads_no_pseudo_masks(source):
+    cfg = load_config(
+        ["train_segmentation.target=ground_truth", "pipeline.stages=[train_segmentation,evaluate]"]
+    )
+    assert list(fingerprints(cfg, source, stage_graph(cfg))) == ["train_segmentation", "evaluate"]
+
+
+def test_ground_truth_training_depends_on_the_masks(source, tmp_path):
+    (tmp_path / "m.png").write_bytes(b"mask")
+    masked = Source(("cat",), (Sample("x", tmp_path / "x.jpg", (0,), mask=tmp_path / "m.png"),))
+    options = ("train_segmentation.target=ground_truth",)
+    assert changed(keys(source, *options), keys(masked, *options)) >= {"train_segmentation"}
+
+
+def test_misspelt_target(source):
+    with pytest.raises(WSSSError, match=r"train_segmentation.target is .*'ground_truth'"):
+        keys(source, "train_segmentation.target=groundtruth")
