@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from wsss_affinity.data.transforms import TrainTransform, to_tensor
+from wsss_affinity.errors import WSSSError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.1, 0.2, 0.25)
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "jitter": None}
@@ -150,3 +151,17 @@ def test_without_a_mask():
     assert pixels.shape == (3, 8, 8)
     assert pixels.dtype == torch.float32
     assert labels is None
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"crop_size": 0}, "crop_size must be at least 1"),
+        ({"padding": "grey"}, "padding must be 'mean' or 'black', got 'grey'"),
+        ({"long_side": (512, 256)}, "long_side must be a range"),
+    ],
+)
+def test_values_out_of_range(option, message):
+    options = {"crop_size": 8, "mean": (0, 0, 0), "std": (1, 1, 1)} | option
+    with pytest.raises(WSSSError, match=message):
+        TrainTransform(**options)

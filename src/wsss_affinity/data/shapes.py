@@ -67,7 +67,7 @@ def shapes_source(
     return voc_source(
         folder,
         train_split="train",
-        val_split="val",
+        val_split="val" if num_val else None,
         classes=classes,
         all_classes=SHAPES_CLASSES,
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import ColorJitter
 
 from wsss_affinity.data.images import resize_mask
+from wsss_affinity.errors import WSSSError
 from wsss_affinity.losses.affinity import UNSURE
 
 
@@ -38,6 +39,9 @@ class TrainTransform:
         jitter: Strength of brightness, contrast, saturation and hue; None leaves colours.
         flip: Probability of mirroring.
         padding: Colour around a smaller image: ``"mean"`` (0 once normalised) or ``"black"``.
+
+    Raises:
+        WSSSError: If a value is out of range.
     """
 
     crop_size: int
@@ -47,6 +51,16 @@ class TrainTransform:
     jitter: tuple[float, float, float, float] | None = (0.3, 0.3, 0.3, 0.1)
     flip: float = 0.5
     padding: Literal["mean", "black"] = "mean"
+
+    def __post_init__(self) -> None:
+        if self.crop_size < 1:
+            raise WSSSError(f"transform.crop_size must be at least 1, got {self.crop_size}")
+        if self.padding not in ("mean", "black"):
+            raise WSSSError(f"transform.padding must be 'mean' or 'black', got {self.padding!r}")
+        if self.long_side is not None and not 1 <= self.long_side[0] <= self.long_side[1]:
+            raise WSSSError(
+                f"transform.long_side must be a range [shortest, longest], got {self.long_side}"
+            )
 
     def __call__(
         self, image: Image.Image, mask: NDArray[np.uint8] | None = None

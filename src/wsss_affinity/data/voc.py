@@ -79,7 +79,10 @@ def voc_source(
                 f"data.classes: {name!r} is no class; {did_you_mean(name, all_classes)}"
             )
     check_unique(classes, "data.classes")
-    table = None if labels_csv is None else read_label_file(root / labels_csv)
+    table = None
+    if labels_csv is not None:
+        rows = read_label_file(root / labels_csv)
+        table = {name.removesuffix(".jpg"): labels for name, labels in rows.items()}
 
     problems: list[Problem] = []
     cache: dict[str, Sample | None] = {}
