@@ -71,7 +71,7 @@ def check_overrides(arguments: Iterable[str]) -> None:
     for text, override in groups:
         _check_choices(text, override)
     # a sweep has several choices; the keys of the first stand for all
-    chosen = [f"{o.key_or_group}={_choices(o)[0]}" for _, o in groups]
+    chosen = [f"{o.get_key_element()}={_choices(o)[0]}" for _, o in groups]
     try:
         cfg = _compose(chosen)
     except (HydraException, OmegaConfBaseException) as error:

@@ -31,8 +31,8 @@ def load_source(cfg: DictConfig) -> Source:
     missing = sorted(OmegaConf.missing_keys(cfg.data))
     if missing:
         raise WSSSError(
-            f"data.{missing[0]} is not set; give it on the command line, "
-            f"e.g. data.{missing[0]}=/path/to/photographs"
+            f"{missing[0]} is not set; give it on the command line, "
+            f"e.g. {missing[0]}=/path/to/photographs"
         )
     section = OmegaConf.to_container(cfg.data, resolve=True)
     assert isinstance(section, dict)
