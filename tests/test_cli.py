@@ -29,6 +29,13 @@ def test_missing_root_is_one_sentence(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+def test_errors_of_the_data_set_are_one_sentence(tmp_path):
+    result = wsss("experiment=folder", "data.root=nowhere", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: label file nowhere/labels.csv does not exist")
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_run_reports_and_predict_uses_it(tmp_path):
     sizes = ["data.num_train=4", "data.num_val=2", "data.image_size=48", "data.num_workers=0"]
     fits = [

@@ -5,7 +5,8 @@ from wsss_affinity.errors import WSSSError
 
 
 def test_overrides_reach_the_configuration():
-    cfg = load_config(["walk.beta=4", "backbone=resnet18", "+trainer.limit_train_batches=2"])
+    extra = "+trainer.limit_train_batches=2"
+    cfg = load_config(["experiment=folder", "walk.beta=4", "backbone=resnet18", extra])
     assert cfg.walk.beta == 4
     assert cfg.backbone.name == "resnet18"
     assert cfg.train_segmentation.encoder == "resnet18"
@@ -20,6 +21,7 @@ def test_overrides_reach_the_configuration():
         ("backbone=resnet81", r"did you mean 'resnet18'"),
         ("experiment=voc_animals", r"did you mean 'voc12_animals'"),
         ("data=vocc", r"did you mean 'voc'"),
+        ("experiment=null", r"valid names: folder, shapes"),
         ("walk.beta=[1", r"cannot read the override"),
     ],
 )

@@ -26,7 +26,11 @@ def main() -> None:
         folder = str(config_dir())
     except WSSSError as error:
         _fail(error)
-    hydra.main(version_base=VERSION_BASE, config_path=folder, config_name=CONFIG_NAME)(_job)()
+    try:
+        hydra.main(version_base=VERSION_BASE, config_path=folder, config_name=CONFIG_NAME)(_job)()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _job(cfg: DictConfig) -> float | None:

@@ -106,7 +106,8 @@ def _choices(override: Override) -> list[str]:
     value = override.value()
     if override.is_sweep_override():
         return list(override.sweep_string_iterator())
-    return [str(v) for v in value] if isinstance(value, list) else [str(value)]
+    values = value if isinstance(value, list) else [value]
+    return ["null" if v is None else str(v) for v in values]
 
 
 def _check_choices(text: str, override: Override) -> None:
@@ -117,7 +118,7 @@ def _check_choices(text: str, override: Override) -> None:
     if group in store.repo:
         known += [name.removesuffix(".yaml") for name in store.list(group)]
     for choice in _choices(override):
-        if choice not in known and choice not in ("None", "null"):
+        if choice not in known:
             raise WSSSError(f"{text}: {did_you_mean(choice, known)}")
 
 

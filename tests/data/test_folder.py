@@ -134,7 +134,7 @@ def test_missing_mask_folder(root, tmp_path, key):
 
 
 def test_missing_or_empty_root(tmp_path):
-    with pytest.raises(WSSSError, match=r"nowhere does not exist; set data\.root to a folder"):
+    with pytest.raises(WSSSError, match=r"nowhere does not exist; expected a folder"):
         list_images(tmp_path / "nowhere")
     with pytest.raises(WSSSError, match=r"holds no images \(\.jpg, \.jpeg, \.png"):
         list_images(tmp_path)
@@ -147,3 +147,5 @@ def test_template(root):
     assert read_label_file(table) == {"a.png": [], "b.jpg": [], "sub/a.JPG": []}
     with pytest.raises(WSSSError, match=r"labels\.csv exists already"):
         write_label_template(root)
+    with pytest.raises(WSSSError, match=r"a template is a CSV"):
+        write_label_template(root, "labels.json")

@@ -7,6 +7,7 @@ from wsss_affinity.data.source import (
     Sample,
     Source,
     check_unique,
+    class_names,
     label_indices,
     plain_mask_values,
 )
@@ -62,3 +63,21 @@ def test_mask_of_another_kind_is_refused_as_ground_truth(tmp_path):
     source = Source(("cat",), (), mask_values=plain_mask_values(1))
     with pytest.raises(WSSSError, match="mode RGB"):
         source.read_mask(Sample("a", tmp_path / "a.jpg", (), tmp_path / "a.png"))
+
+
+def test_class_names():
+    assert class_names([1, "b"]) == ("1", "b")
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("cat", r"expected a list, e.g. \[cat\]"),
+        ([], "there are 0 classes"),
+        (range(255), "there are 255 classes; a mask can hold 1 to 254"),
+        (["a", "a"], "'a' is listed twice"),
+    ],
+)
+def test_class_names_that_cannot_be(classes, message):
+    with pytest.raises(WSSSError, match=message):
+        class_names(classes)

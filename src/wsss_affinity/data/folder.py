@@ -12,6 +12,7 @@ from wsss_affinity.data.source import (
     Sample,
     Source,
     check_unique,
+    class_names,
     label_indices,
     plain_mask_values,
 )
@@ -25,7 +26,7 @@ def list_images(root: Path) -> list[str]:
         WSSSError: If the folder does not exist or holds none.
     """
     if not root.is_dir():
-        raise WSSSError(f"folder {root} does not exist; set data.root to a folder of photographs")
+        raise WSSSError(f"folder {root} does not exist; expected a folder of photographs")
     names = sorted(
         path.relative_to(root).as_posix()
         for path in root.rglob("*")
@@ -75,7 +76,7 @@ def folder_source(
         classes = sorted({label for row in table.values() for label in row})
     if not classes:
         raise WSSSError(f"label file {label_path} names no label; fill in its column `labels`")
-    check_unique(list(classes), "data.classes")
+    classes = class_names(classes)
 
     stems = [name.rsplit(".", 1)[0] for name in names]
     check_unique(stems, f"{root} (two images whose names differ in the suffix alone)")
@@ -102,7 +103,7 @@ def folder_source(
             stem = name.rsplit(".", 1)[0]
             val.append(Sample(stem, Path(val_root) / name, (), _mask(val_mask_root, stem)))
     return Source(
-        classes=tuple(classes),
+        classes=classes,
         train=tuple(samples),
         score=tuple(s for s in samples if s.mask is not None),
         val=tuple(s for s in val if s.mask is not None),
@@ -133,8 +134,10 @@ def write_label_template(root: str | Path, labels: str | Path = "labels.csv") ->
         Its path.
 
     Raises:
-        WSSSError: If the folder holds no images or the file exists already.
+        WSSSError: If the folder holds no images, the file exists already, or is to be a JSON.
     """
     path = Path(root) / labels
+    if path.suffix.lower() == ".json":
+        raise WSSSError(f"a template is a CSV, but the label file is {path}; set data.labels")
     write_template(path, list_images(Path(root)))
     return path

@@ -79,6 +79,21 @@ class Source:
         return labels.astype(np.uint8)
 
 
+def class_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """Check a list of object classes.
+
+    Raises:
+        WSSSError: If it is no list, is empty, names one twice, or is longer than masks can tell.
+    """
+    if isinstance(classes, str):
+        raise WSSSError(f"data.classes is {classes!r}; expected a list, e.g. [{classes}]")
+    names = tuple(str(name) for name in classes)
+    check_unique(names, "data.classes")
+    if not 0 < len(names) < UNSURE:
+        raise WSSSError(f"there are {len(names)} classes; a mask can hold 1 to {UNSURE - 1}")
+    return names
+
+
 def plain_mask_values(num_classes: int) -> tuple[int, ...]:
     """Mask values that are the labels already: 0 … ``num_classes``, and 255."""
     return (*range(num_classes + 1), *([-1] * (254 - num_classes)), UNSURE)

@@ -11,6 +11,7 @@ from wsss_affinity.data.source import (
     Sample,
     Source,
     check_unique,
+    class_names,
     label_indices,
 )
 from wsss_affinity.errors import WSSSError, did_you_mean
@@ -72,13 +73,12 @@ def voc_source(
         WSSSError: If a list is missing, empty or names an id twice, or a class is unknown.
     """
     root = Path(root)
-    classes = tuple(all_classes) if classes is None else tuple(classes)
+    classes = class_names(all_classes if classes is None else classes)
     for name in classes:
         if name not in all_classes:
             raise WSSSError(
                 f"data.classes: {name!r} is no class; {did_you_mean(name, all_classes)}"
             )
-    check_unique(classes, "data.classes")
     table = None
     if labels_csv is not None:
         rows = read_label_file(root / labels_csv)

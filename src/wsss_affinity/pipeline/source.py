@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -28,16 +29,22 @@ def load_source(cfg: DictConfig) -> Source:
     Raises:
         WSSSError: If a mandatory key is not set or the data set is not as expected.
     """
-    missing = sorted(OmegaConf.missing_keys(cfg.data))
+    missing = sorted(OmegaConf.missing_keys(cfg.data) | OmegaConf.missing_keys(cfg.backbone))
     if missing:
+        example = "/path/to/photographs" if missing[0] == "data.root" else "<value>"
         raise WSSSError(
-            f"{missing[0]} is not set; give it on the command line, "
-            f"e.g. {missing[0]}=/path/to/photographs"
+            f"{missing[0]} is not set; give it on the command line, e.g. {missing[0]}={example}"
         )
     section = OmegaConf.to_container(cfg.data, resolve=True)
     assert isinstance(section, dict)
     arguments = {k: v for k, v in section.items() if k not in _OPTIONS}
-    source: Source = instantiate(arguments, _convert_="all")
+    try:
+        source: Source = instantiate(arguments, _convert_="all")
+    except InstantiationException as error:
+        # Hydra wraps whatever the reader raises
+        if isinstance(error.__cause__, WSSSError):
+            raise error.__cause__ from None
+        raise
     if not source.train and not source.problems:
         raise WSSSError(
             "the data set holds no training image; check data.root and data.train_split"
