@@ -16,12 +16,17 @@ from wsss_affinity.data.folder import list_images
 from wsss_affinity.data.images import load_image, resize_mask, save_mask
 from wsss_affinity.data.source import Sample, check_unique
 from wsss_affinity.errors import WSSSError
+from wsss_affinity.files import write_bytes
 from wsss_affinity.models import SegmentationNet
+from wsss_affinity.pipeline.artifact import file_fingerprint
 from wsss_affinity.pipeline.context import inference_device
-from wsss_affinity.pipeline.fit import load_trained, to_device
+from wsss_affinity.pipeline.fit import WEIGHTS, load_trained, to_device
 from wsss_affinity.pipeline.mapping import map_samples
 from wsss_affinity.pipeline.maps import LoadTensor, exists
 from wsss_affinity.pipeline.train import NETWORK
+
+#: in the folder of the masks: what they were made from
+_NOTE = "predict.json"
 
 
 def segment(
@@ -95,13 +100,21 @@ def predict(cfg: DictConfig, network: Path) -> Path:
         Folder of the masks, palette PNGs named like the photographs.
 
     Raises:
-        WSSSError: If there is no photograph, or one cannot be read.
+        WSSSError: If there is no photograph, one cannot be read, or the folder of the masks is
+            that of the photographs or holds masks of other origin.
     """
     root, output = Path(cfg.predict.images), Path(cfg.predict.masks)
-    names = list_images(root)
+    if root.resolve().is_relative_to(output.resolve()):
+        raise WSSSError(
+            f"predict.masks ({output}) holds the photographs ({root}); choose another folder"
+        )
+    # masks below the photographs are no photographs
+    inside = output.resolve()
+    names = [n for n in list_images(root) if not (root / n).resolve().is_relative_to(inside)]
     stems = [name.rsplit(".", 1)[0] for name in names]
     check_unique(stems, f"{root} (two images whose names differ in the suffix alone)")
     samples = [Sample(stem, root / name, ()) for stem, name in zip(stems, names, strict=True)]
+    _claim(cfg, network, samples, output)
     segment(
         "predict",
         network,
@@ -113,3 +126,30 @@ def predict(cfg: DictConfig, network: Path) -> Path:
         flip=cfg.predict.flip,
     )
     return output
+
+
+def _claim(cfg: DictConfig, network: Path, samples: Sequence[Sample], output: Path) -> None:
+    """Note in the folder of the masks what they are made from, and remove those of another run."""
+    load_network(network)  # or say that there is none, before anything is removed
+    note = output / _NOTE
+    content = {
+        "network": file_fingerprint(network / WEIGHTS),
+        "images": str(Path(cfg.predict.images).resolve()),
+        "scales": list(cfg.predict.scales),
+        "flip": cfg.predict.flip,
+    }
+    there = [s for s in samples if (output / f"{s.id}.png").is_file()]
+    try:
+        before = json.loads(note.read_text())
+    except (OSError, ValueError):
+        before = None
+    if before == content:
+        return
+    if there and before is None:
+        raise WSSSError(
+            f"{output} holds {there[0].id}.png, which mode=predict did not make; choose another "
+            "folder with predict.masks"
+        )
+    for sample in there:
+        (output / f"{sample.id}.png").unlink()
+    write_bytes(note, (json.dumps(content, indent=2) + "\n").encode())
