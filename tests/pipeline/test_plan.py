@@ -93,3 +93,15 @@ def test_ground_truth_training_depends_on_the_masks(source, tmp_path):
 def test_misspelt_target(source):
     with pytest.raises(WSSSError, match=r"train_segmentation.target is .*'ground_truth'"):
         keys(source, "train_segmentation.target=groundtruth")
+
+
+def test_only_the_evaluation_depends_on_what_is_there(source):
+    cfg = load_config()
+    graph = stage_graph(cfg)
+    whole = fingerprints(cfg, source, graph)
+    assert fingerprints(cfg, source, graph, graph) == whole
+    # the classifier was deleted, its maps were not
+    rest = [name for name in graph if name != "train_cam"]
+    assert fingerprints(cfg, source, graph, rest) == whole
+    rest.remove("train_affinity")
+    assert changed(whole, fingerprints(cfg, source, graph, rest)) == {"evaluate"}

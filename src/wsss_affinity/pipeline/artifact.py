@@ -143,6 +143,8 @@ class ArtifactStore:
                 start = time.perf_counter()
                 resumed = any(work.iterdir())
                 metrics = build(work)
+                for leftover in work.rglob(".*.tmp"):  # of a process killed while it wrote
+                    leftover.unlink(missing_ok=True)
                 manifest = {
                     "stage": stage,
                     "fingerprint": key,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,21 @@ _TARGETS = ("pseudo_masks", "ground_truth")
 _MACHINE = ("accelerator", "devices", "num_nodes", "strategy")
 
 
-def fingerprints(cfg: DictConfig, source: Source, graph: Sequence[str]) -> dict[str, str]:
-    """Fingerprint of every stage of the graph."""
+def fingerprints(
+    cfg: DictConfig,
+    source: Source,
+    graph: Sequence[str],
+    there: Collection[str] | None = None,
+) -> dict[str, str]:
+    """Fingerprint of every stage of the graph.
+
+    Args:
+        cfg: The whole configuration.
+        source: The data set.
+        graph: Names of the stages, in order.
+        there: Those whose artefacts ``evaluate`` will find; it scores what there is, so its name
+            follows from that. None is all of them.
+    """
     train: list[Any] = [list(source.classes), samples_fingerprint(source.train)]
     keys: dict[str, str] = {}
     for name in graph:
@@ -30,12 +43,15 @@ def fingerprints(cfg: DictConfig, source: Source, graph: Sequence[str]) -> dict[
             data = [*train, *scored, _settings(cfg, "backbone")]
         elif _learns_from_masks(stage, cfg):
             data = [*train, samples_fingerprint(source.train, masks=True)]
+        inputs = [n for n in reads(stage, cfg) if n in keys]
+        if name == "evaluate" and there is not None:
+            inputs = [n for n in inputs if n in there]
         keys[name] = fingerprint(
             {
                 "stage": name,
                 "schema": stage.schema,
                 "config": {section: _settings(cfg, section) for section in stage.config},
-                "reads": {n: keys[n] for n in reads(stage, cfg) if n in keys},
+                "reads": {n: keys[n] for n in inputs},
                 "data": data,
             }
         )

@@ -84,13 +84,13 @@ def run_pipeline(cfg: DictConfig) -> RunResult:
     store = artifact_store(cfg)
     source, skipped = check_data(cfg, load_source(cfg), store)
     keys = fingerprints(cfg, source, graph)
-    # evaluate scores what there is, so its name follows from that
     there = [name for name in graph if name in chosen or store.has(name, keys[name])]
-    keys = fingerprints(cfg, source, there) | {n: k for n, k in keys.items() if n not in there}
+    keys = fingerprints(cfg, source, graph, there)
 
     if cfg.pipeline.dry_run:
         for name in graph:
-            reuse = store.has(name, keys[name]) and name not in forced
+            again = name in forced and name in chosen
+            reuse = store.has(name, keys[name]) and not again
             action = "reuse" if reuse else "run" if name in chosen else "missing, not chosen"
             print(f"{name:<20} {keys[name]}  {action}")
         return RunResult({}, skipped)
@@ -128,10 +128,17 @@ def artifact_store(cfg: DictConfig) -> ArtifactStore:
 
 
 def artifact_path(cfg: DictConfig, stage: str) -> Path:
-    """Directory of the artefact that a configuration makes at a stage, made or not."""
+    """Directory of the artefact that a configuration makes at a stage, made or not.
+
+    Raises:
+        WSSSError: If the stage is not part of the pipeline, or for bad data.
+    """
+    graph = stage_graph(cfg)
+    if stage not in graph:
+        raise WSSSError(f"{stage} is not among pipeline.stages; add it, or name its artefact")
     store = artifact_store(cfg)
     source, _ = check_data(cfg, load_source(cfg), store)
-    return store.path(stage, fingerprints(cfg, source, stage_graph(cfg))[stage])
+    return store.path(stage, fingerprints(cfg, source, graph)[stage])
 
 
 def write_metrics(result: RunResult, path: Path) -> None:
