@@ -82,6 +82,11 @@ def timm_backbone(
             f"timm cannot make features of {model!r} with output_stride={output_stride} ({error}); "
             "set output_stride to null, or choose another model"
         ) from error
+    except OSError as error:
+        raise WSSSError(
+            f"ImageNet weights of timm's {model} cannot be downloaded ({error}); give the path of "
+            "a state dict as weights"
+        ) from error
     if weights not in (None, "imagenet"):
         load_weights(network, weights)
     backbone = TimmBackbone(network)

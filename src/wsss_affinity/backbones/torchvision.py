@@ -116,7 +116,13 @@ def _build(
 ) -> TorchvisionBackbone:
     if output_stride not in (8, 16, 32):
         raise WSSSError(f"output_stride must be 8, 16 or 32 for {name}, got {output_stride}")
-    network = tv.get_model(name, weights="IMAGENET1K_V1" if weights == "imagenet" else None)
+    try:
+        network = tv.get_model(name, weights="IMAGENET1K_V1" if weights == "imagenet" else None)
+    except OSError as error:
+        raise WSSSError(
+            f"ImageNet weights of {name} cannot be downloaded ({error}); give the path of a state "
+            "dict as weights"
+        ) from error
     stages, channels, strides = cut(network, output_stride)
     backbone = TorchvisionBackbone(network, stages, channels, strides, output_stride)
     if weights not in (None, "imagenet"):

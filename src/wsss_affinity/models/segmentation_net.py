@@ -70,7 +70,12 @@ class SegmentationNet(nn.Module):
                 encoder_weights="imagenet" if weights == "imagenet" else None,
                 classes=num_classes,
             )
-        except (ValueError, NotImplementedError) as error:
+        except OSError as error:
+            raise WSSSError(
+                f"ImageNet weights of the segmentation encoder {encoder!r} cannot be downloaded "
+                f"({error}); give the path of a state dict as weights"
+            ) from error
+        except (KeyError, ValueError, NotImplementedError) as error:
             raise WSSSError(
                 f"segmentation architecture {architecture!r} cannot use encoder {encoder!r}: "
                 f"{error}; choose another of the two"

@@ -47,7 +47,8 @@ def fit(
         ``epochs``: the losses of each.
 
     Raises:
-        WSSSError: If the loss is not finite at the end, or the Trainer refuses its arguments.
+        WSSSError: If the loss is not finite at the end, or the Trainer refuses its arguments
+            or would use several devices.
     """
     quiet_lightning()
     checkpoint = directory / _CHECKPOINT
@@ -65,6 +66,12 @@ def fit(
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise WSSSError(f"trainer: {error}; see conf/trainer/default.yaml") from error
+    if runner.world_size > 1:
+        # the processes that Lightning starts would wait for the artefact's lock
+        raise WSSSError(
+            f"trainer.devices and trainer.num_nodes ask for {runner.world_size} devices; "
+            "a run uses one, set trainer.devices=1"
+        )
     task.to(memory_format=torch.channels_last)  # a third faster on CPU, and no slower on CUDA
     try:
         runner.fit(

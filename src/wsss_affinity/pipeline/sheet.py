@@ -46,9 +46,7 @@ def contact_sheet(context: Context, path: Path, num_images: int) -> None:
     for sample in rows:
         image = load_image(sample.image, context.max_side)
         tiles.append([panel(sample, image) for panel in panels.values()])
-    heights = [
-        max(round(t.height * _WIDTH / t.width) for t in line if t is not None) for line in tiles
-    ]
+    heights = [max(_height(t) for t in line if t is not None) for line in tiles]
     width = len(panels) * (_WIDTH + _MARGIN) + _MARGIN
     sheet = Image.new("RGB", (width, sum(heights) + _MARGIN * len(rows) + _TITLE), "white")
     canvas = ImageDraw.Draw(sheet)
@@ -58,13 +56,17 @@ def contact_sheet(context: Context, path: Path, num_images: int) -> None:
     for line, height in zip(tiles, heights, strict=True):
         for column, tile in enumerate(line):
             if tile is not None:
-                size = (_WIDTH, round(tile.height * _WIDTH / tile.width))
+                size = (_WIDTH, _height(tile))
                 place = (_MARGIN + column * (_WIDTH + _MARGIN), y)
                 sheet.paste(tile.resize(size, Image.Resampling.BILINEAR), place)
         y += height + _MARGIN
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG")
     write_bytes(path, buffer.getvalue())
+
+
+def _height(tile: Image.Image) -> int:
+    return max(1, round(tile.height * _WIDTH / tile.width))
 
 
 def _panels(context: Context) -> dict[str, Panel]:
