@@ -26,6 +26,8 @@ def print_report(result: RunResult, *, per_class: bool = False) -> None:
         console.print(_score_table(scores))
         if per_class:
             console.print(_class_table(scores))
+    elif "evaluate" in result.stages:
+        console.print("There are no masks to score with (data.masks, data.mask_folder).")
     if result.skipped:
         console.print(f"{len(result.skipped)} images were left out:")
         for problem in result.skipped[:5]:

@@ -45,6 +45,7 @@ def folder_source(
     masks: str | Path | None = None,
     val_root: str | Path | None = None,
     val_masks: str | Path | None = None,
+    ignore: str | Path | None = None,
 ) -> Source:
     """List a folder of photographs.
 
@@ -60,6 +61,7 @@ def folder_source(
         val_root: Folder of unseen photographs for scoring the segmentation network.
         val_masks: Their masks. This and the two above may lie below ``root``; what they hold is
             not trained on.
+        ignore: A folder whose images do not belong to the data set, wherever it lies.
 
     Raises:
         WSSSError: If a folder or file is missing, two images share a name, or a label is not
@@ -70,7 +72,7 @@ def folder_source(
     table = read_label_file(label_path)
     mask_root = _folder(masks, "data.masks")
     val_mask_root = _folder(val_masks, "data.val_masks")
-    apart = [Path(p).resolve() for p in (masks, val_root, val_masks) if p is not None]
+    apart = [Path(p).resolve() for p in (masks, val_root, val_masks, ignore) if p]
     names = [n for n in list_images(root) if not _within(root / n, apart)]
     if classes is None:
         classes = sorted({label for row in table.values() for label in row})

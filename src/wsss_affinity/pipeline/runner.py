@@ -24,6 +24,7 @@ from wsss_affinity.pipeline.plan import (
     reads,
     stage_graph,
 )
+from wsss_affinity.pipeline.settings import check_settings
 from wsss_affinity.pipeline.source import check_data, load_source
 from wsss_affinity.pipeline.stages import STAGES
 
@@ -80,7 +81,8 @@ def run_pipeline(cfg: DictConfig) -> RunResult:
         WSSSError: For bad input, with one sentence that says what to do.
     """
     graph = stage_graph(cfg)
-    chosen, forced = chosen_stages(cfg, graph), forced_stages(cfg, graph)
+    chosen = chosen_stages(cfg, graph)
+    forced = forced_stages(cfg, chosen)
     store = artifact_store(cfg)
     source, skipped = check_data(cfg, load_source(cfg), store)
     keys = fingerprints(cfg, source, graph)
@@ -89,11 +91,20 @@ def run_pipeline(cfg: DictConfig) -> RunResult:
 
     if cfg.pipeline.dry_run:
         for name in graph:
-            again = name in forced and name in chosen
-            reuse = store.has(name, keys[name]) and not again
+            reuse = store.has(name, keys[name]) and name not in forced
             action = "reuse" if reuse else "run" if name in chosen else "missing, not chosen"
             print(f"{name:<20} {keys[name]}  {action}")
         return RunResult({}, skipped)
+
+    to_run = [n for n in chosen if n in forced or not store.has(n, keys[n])]
+    for name in to_run:
+        absent = [n for n in reads(STAGES[name], cfg) if n in graph and n not in there]
+        if absent and name != "evaluate":
+            raise WSSSError(
+                f"stage {absent[0]} has not been run with this configuration, and {name} reads it; "
+                f"add {absent[0]} to pipeline.only, or start earlier with pipeline.from"
+            )
+    check_settings(cfg, to_run)
 
     results: dict[str, StageResult] = {}
     for name in graph:
@@ -110,12 +121,6 @@ def run_pipeline(cfg: DictConfig) -> RunResult:
             )
         elif store.has(name, keys[name]):
             path, made = store.path(name, keys[name]), False
-        elif any(name in reads(STAGES[n], cfg) for n in chosen if n != "evaluate"):
-            raise WSSSError(
-                f"stage {name} has not been run with this configuration, and "
-                f"{next(n for n in chosen if name in reads(STAGES[n], cfg))} reads it; "
-                f"add {name} to pipeline.only, or start earlier with pipeline.from"
-            )
         else:
             continue
         results[name] = StageResult(name, path, made, store.manifest(name, keys[name]))

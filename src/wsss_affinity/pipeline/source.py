@@ -68,36 +68,38 @@ def check_data(
     key = fingerprint([samples_fingerprint(samples, masks=True), source.mask_values])
 
     def look(work: Path) -> dict[str, Any]:
+        results = map_samples(
+            "check images",
+            samples,
+            SampleChecker(source),
+            num_workers=resolve_workers(cfg.data.num_workers),
+        )
         found = [
-            problem
-            for _, problem in map_samples(
-                "check images",
-                samples,
-                SampleChecker(source),
-                num_workers=resolve_workers(cfg.data.num_workers),
-            )
+            [index, problem.message]
+            for index, (_, problem) in enumerate(results)
             if problem is not None
         ]
-        return {"images": len(samples), "problems": [[p.id, p.message] for p in found]}
+        return {"images": len(samples), "problems": found}
 
     _, made = store.make("check_data", key, look, {}, say=log.warning)
     if not made and store.manifest("check_data", key)["metrics"]["problems"]:
         # they may have been mended since
         store.make("check_data", key, look, {}, force=True, say=log.warning)
     found = store.manifest("check_data", key)["metrics"]["problems"]
-    problems = (*source.problems, *(Problem(*entry) for entry in found))
+    broken = [(samples[index], message) for index, message in found]
+    problems = (*source.problems, *(Problem(s.id, message) for s, message in broken))
     if problems and cfg.data.on_error == "stop":
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise WSSSError(
             f"{problems[0].message}{more}; mend this, or leave such images out with "
             "data.on_error=skip"
         )
-    bad = {p.id for p in problems}
+    bad = {sample.image for sample, _ in broken}
     kept = replace(
         source,
-        train=tuple(s for s in source.train if s.id not in bad),
-        score=tuple(s for s in source.score if s.id not in bad),
-        val=tuple(s for s in source.val if s.id not in bad),
+        train=tuple(s for s in source.train if s.image not in bad),
+        score=tuple(s for s in source.score if s.image not in bad),
+        val=tuple(s for s in source.val if s.image not in bad),
     )
     if not kept.train:
         raise WSSSError(f"no usable training image is left: {problems[0].message}")

@@ -74,6 +74,25 @@ def parameter_groups(model: Network, optimization: Optimization) -> list[dict[st
     return result
 
 
+def optimizer_class(name: str) -> Any:
+    """Find an optimizer of ``torch.optim`` by its name in any case.
+
+    Raises:
+        WSSSError: If there is none; near names are in the message.
+    """
+    known = {
+        kind_name.lower(): kind
+        for kind_name, kind in vars(torch.optim).items()
+        if isinstance(kind, type)
+        and issubclass(kind, torch.optim.Optimizer)
+        and kind is not torch.optim.Optimizer
+    }
+    if name.lower() not in known:
+        hint = did_you_mean(name, known)
+        raise WSSSError(f"optimizer {name!r} is not one of torch.optim; {hint}")
+    return known[name.lower()]
+
+
 class Task(pl.LightningModule):
     """A network, a loss and its optimization; subclasses say the loss.
 
@@ -119,20 +138,10 @@ class Task(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Four parameter groups and a poly schedule stepped every batch."""
-        known: dict[str, Any] = {
-            name.lower(): kind
-            for name, kind in vars(torch.optim).items()
-            if isinstance(kind, type)
-            and issubclass(kind, torch.optim.Optimizer)
-            and kind is not torch.optim.Optimizer
-        }
         settings = self.optimization
-        if settings.name.lower() not in known:
-            hint = did_you_mean(settings.name, known)
-            raise WSSSError(f"optimizer {settings.name!r} is not one of torch.optim; {hint}")
         groups = parameter_groups(self.model, settings)
         try:
-            optimizer = known[settings.name.lower()](groups, lr=settings.lr, **settings.options)
+            optimizer = optimizer_class(settings.name)(groups, lr=settings.lr, **settings.options)
         except (TypeError, ValueError) as error:
             raise WSSSError(
                 f"optimizer {settings.name!r} refuses its options ({error}); "

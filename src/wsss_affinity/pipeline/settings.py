@@ -1,0 +1,105 @@
+"""Looks at the settings of all stages before the first of them runs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from wsss_affinity.errors import WSSSError
+from wsss_affinity.layers.neighborhood import Neighborhood
+from wsss_affinity.layers.random_walk import random_walk
+from wsss_affinity.models import SegmentationNet
+from wsss_affinity.tasks.base import optimizer_class
+
+
+def check_settings(cfg: DictConfig, stages: Collection[str]) -> None:
+    """Refuse values that a stage would stumble over, hours later perhaps.
+
+    Args:
+        cfg: The whole configuration.
+        stages: Names of the stages that are going to run.
+
+    Raises:
+        WSSSError: With the key and what was expected.
+    """
+    _whole(cfg.seed, "seed", 0)
+    if cfg.data.num_workers is not None:
+        _whole(cfg.data.num_workers, "data.num_workers", 0)
+    if cfg.data.max_side is not None:
+        _whole(cfg.data.max_side, "data.max_side", 1)
+    for name in ("train_cam", "train_affinity", "train_segmentation"):
+        if name in stages:
+            _whole(cfg[name].batch_size, f"{name}.batch_size", 1)
+            _whole(cfg[name].max_epochs, f"{name}.max_epochs", 1)
+            optimizer_class(cfg[name].optimization.name)
+    if "make_cam" in stages:
+        _scales(cfg.cam.scales, "cam.scales")
+        _whole(cfg.cam.store_stride, "cam.store_stride", 1)
+    if "train_affinity" in stages:
+        _crop(cfg)
+    if "random_walk" in stages:
+        _walk(cfg)
+    if "train_segmentation" in stages:
+        section = cfg.train_segmentation
+        SegmentationNet(2, architecture=section.architecture, encoder=section.encoder)
+    if "evaluate" in stages:
+        _scales(cfg.evaluate.scales, "evaluate.scales")
+        if not 0 <= cfg.evaluate.cam_threshold < 1:
+            raise WSSSError(
+                "evaluate.cam_threshold must be at least 0 and below 1, "
+                f"got {cfg.evaluate.cam_threshold}"
+            )
+
+
+def _whole(value: Any, key: str, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise WSSSError(f"{key} must be a whole number of at least {least}, got {value!r}")
+
+
+def _scales(value: Any, key: str) -> None:
+    numbers = list(value) if value else []
+    if not numbers or not all(isinstance(v, (int, float)) and v > 0 for v in numbers):
+        raise WSSSError(f"{key} must be a list of positive factors, e.g. [0.5,1.0], got {numbers}")
+
+
+def _crop(cfg: DictConfig) -> None:
+    section = cfg.train_affinity
+    with _key("train_affinity.radius"):
+        Neighborhood(section.radius)
+    if section.transform.crop_size % section.output_stride:
+        raise WSSSError(
+            f"train_affinity.transform.crop_size must be a multiple of output_stride "
+            f"{section.output_stride}, got {section.transform.crop_size}"
+        )
+
+
+def _walk(cfg: DictConfig) -> None:
+    walk, radius = cfg.walk, cfg.train_affinity.radius
+    if walk.padding not in ("masked", "psa"):
+        raise WSSSError(f"walk.padding must be 'masked' or 'psa', got {walk.padding!r}")
+    if not walk.alpha > 0:
+        raise WSSSError(f"walk.alpha must be positive, got {walk.alpha}")
+    with _key("walk"):
+        neighborhood = Neighborhood(radius)
+        neighborhood.valid(1, 1, walk.border)
+        random_walk(
+            torch.zeros(1, 0, 1, 1),
+            torch.zeros(1, len(neighborhood), 1, 1),
+            radius=radius,
+            beta=walk.beta,
+            num_steps=walk.num_steps,
+            method=walk.method,
+            tol=walk.tol,
+        )
+
+
+@contextmanager
+def _key(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise WSSSError(f"{name}: {error}") from error

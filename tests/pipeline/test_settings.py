@@ -1,0 +1,53 @@
+import pytest
+
+from wsss_affinity.config import load_config
+from wsss_affinity.errors import WSSSError
+from wsss_affinity.pipeline import run_pipeline
+from wsss_affinity.pipeline.settings import check_settings
+from wsss_affinity.pipeline.stages import STAGES
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=null", "seed must be a whole number of at least 0, got None"),
+        ("data.num_workers=-1", "data.num_workers must be a whole number"),
+        ("train_cam.batch_size=0", "train_cam.batch_size must be a whole number of at least 1"),
+        ("train_affinity.max_epochs=1.5", "train_affinity.max_epochs must be a whole number"),
+        ("train_segmentation.optimization.name=adamx", "did you mean 'adamax'"),
+        ("cam.scales=[]", r"cam.scales must be a list of positive factors, e.g. \[0.5,1.0\]"),
+        ("evaluate.scales=[0]", "evaluate.scales must be a list of positive factors"),
+        ("evaluate.cam_threshold=20", "evaluate.cam_threshold must be at least 0 and below 1"),
+        ("train_affinity.radius=1", "train_affinity.radius: radius must be a whole number"),
+        ("train_affinity.transform.crop_size=100", "must be a multiple of output_stride 8"),
+        ("walk.method=chebishev", "walk: method must be one of auto, power, chebyshev, dense"),
+        ("walk.num_steps=-1", "walk: num_steps must be a whole number of at least 0"),
+        ("walk.beta=0", "walk: beta must be positive"),
+        ("walk.tol=1", "walk: tol must lie between 0 and 1"),
+        ("walk.border=half", "walk: border must be 'full' or 'psa'"),
+        ("walk.padding=none", "walk.padding must be 'masked' or 'psa'"),
+        ("walk.alpha=0", "walk.alpha must be positive"),
+        ("train_segmentation.architecture=UNett", "did you mean 'Unet'"),
+        ("train_segmentation.encoder=resnet81", "did you mean 'resnet18'"),
+    ],
+)
+def test_value_out_of_range_is_named(override, message):
+    with pytest.raises(WSSSError, match=message):
+        check_settings(load_config([override]), list(STAGES))
+
+
+def test_shipped_settings_pass_and_stages_that_do_not_run_are_not_looked_at():
+    check_settings(load_config(), list(STAGES))
+    check_settings(load_config(["walk.beta=0"]), ["train_cam", "make_cam"])
+
+
+def test_it_comes_before_any_training(tiny_config, tmp_path):
+    with pytest.raises(WSSSError, match="walk: beta must be positive"):
+        run_pipeline(tiny_config("walk.beta=0"))
+    assert [p.name for p in (tmp_path / "out" / "artifacts").iterdir()] == ["check_data"]
+
+
+def test_missing_input_comes_before_any_training(tiny_config, tmp_path):
+    with pytest.raises(WSSSError, match=r"make_cam has not been run.*affinity_labels reads it"):
+        run_pipeline(tiny_config("pipeline.only=[train_cam,affinity_labels]"))
+    assert [p.name for p in (tmp_path / "out" / "artifacts").iterdir()] == ["check_data"]
