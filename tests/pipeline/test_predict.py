@@ -75,3 +75,13 @@ def test_no_network(tmp_path):
     root = photos(tmp_path / "photos")
     with pytest.raises(WSSSError, match="holds no trained segmentation network"):
         predict(config(root, tmp_path / "masks"), tmp_path / "nowhere")
+
+
+def test_broken_photograph_stops_or_is_left_out(tmp_path, network, caplog):
+    root = photos(tmp_path / "photos")
+    (root / "broken.jpg").write_text("no image")
+    with pytest.raises(WSSSError, match=r"broken.jpg cannot be read"):
+        predict(config(root, tmp_path / "masks"), network)
+    masks = predict(config(root, tmp_path / "masks", "data.on_error=skip"), network)
+    assert [p.name for p in masks.rglob("*.png")] == ["x.png"]
+    assert "1 photographs are left out" in caplog.text

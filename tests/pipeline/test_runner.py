@@ -221,3 +221,8 @@ def test_same_seed_same_masks(finished, tiny_config):
         for path in one.rglob("*.*"):
             if path.suffix in (".png", ".pt", ".npz"):
                 assert path.read_bytes() == (two / path.relative_to(one)).read_bytes()
+
+
+def test_unknown_key_of_a_data_set_is_one_sentence(tiny_config):
+    with pytest.raises(WSSSError, match=r"^data: .*unexpected keyword argument 'colour'"):
+        run_pipeline(tiny_config("+data.colour=red"))

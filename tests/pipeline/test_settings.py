@@ -15,6 +15,8 @@ from wsss_affinity.pipeline.stages import STAGES
         ("train_cam.batch_size=0", "train_cam.batch_size must be a whole number of at least 1"),
         ("train_affinity.max_epochs=1.5", "train_affinity.max_epochs must be a whole number"),
         ("train_segmentation.optimization.name=adamx", "did you mean 'adamax'"),
+        ("+walk.crf.sxy=3", "walk.crf: .*unexpected keyword argument 'sxy'"),
+        ("+train_cam.optimization.rate=1", "train_cam.optimization: .*'rate'"),
         ("cam.scales=[]", r"cam.scales must be a list of positive factors, e.g. \[0.5,1.0\]"),
         ("evaluate.scales=[0]", "evaluate.scales must be a list of positive factors"),
         ("evaluate.cam_threshold=20", "evaluate.cam_threshold must be at least 0 and below 1"),

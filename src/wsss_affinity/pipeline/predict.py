@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from wsss_affinity.data.check import SampleChecker
 from wsss_affinity.data.datamodule import resolve_workers
 from wsss_affinity.data.folder import list_images
 from wsss_affinity.data.images import load_image, resize_mask, save_mask
-from wsss_affinity.data.source import Sample, check_unique
+from wsss_affinity.data.source import Sample, Source, check_unique
 from wsss_affinity.errors import WSSSError
 from wsss_affinity.files import write_bytes
 from wsss_affinity.models import SegmentationNet
@@ -26,6 +28,8 @@ from wsss_affinity.pipeline.maps import LoadTensor, exists
 from wsss_affinity.pipeline.train import NETWORK
 
 #: in the folder of the masks: what they were made from
+log = logging.getLogger(__name__)
+
 _NOTE = "predict.json"
 
 
@@ -115,6 +119,8 @@ def predict(cfg: DictConfig, network: Path) -> Path:
     check_unique(stems, f"{root} (two images whose names differ in the suffix alone)")
     samples = [Sample(stem, root / name, ()) for stem, name in zip(stems, names, strict=True)]
     _claim(cfg, network, samples, output)
+    if cfg.data.on_error == "skip":
+        samples = _readable(samples, resolve_workers(cfg.data.num_workers))
     segment(
         "predict",
         network,
@@ -126,6 +132,21 @@ def predict(cfg: DictConfig, network: Path) -> Path:
         flip=cfg.predict.flip,
     )
     return output
+
+
+def _readable(samples: Sequence[Sample], num_workers: int) -> list[Sample]:
+    """Leave out photographs that cannot be read, and say how many."""
+    checker = SampleChecker(Source((), ()))
+    results = map_samples("check images", samples, checker, num_workers=num_workers)
+    kept, problems = [], []
+    for sample, problem in results:
+        if problem is None:
+            kept.append(sample)
+        else:
+            problems.append(problem)
+    if problems:
+        log.warning("%d photographs are left out: %s …", len(problems), problems[0].message)
+    return kept
 
 
 def _claim(cfg: DictConfig, network: Path, samples: Sequence[Sample], output: Path) -> None:

@@ -10,10 +10,11 @@ import torch
 from omegaconf import DictConfig
 
 from wsss_affinity.errors import WSSSError
+from wsss_affinity.layers.dense_crf import DenseCRF
 from wsss_affinity.layers.neighborhood import Neighborhood
 from wsss_affinity.layers.random_walk import random_walk
 from wsss_affinity.models import SegmentationNet
-from wsss_affinity.tasks.base import optimizer_class
+from wsss_affinity.tasks.base import Optimization, optimizer_class
 
 
 def check_settings(cfg: DictConfig, stages: Collection[str]) -> None:
@@ -35,7 +36,12 @@ def check_settings(cfg: DictConfig, stages: Collection[str]) -> None:
         if name in stages:
             _whole(cfg[name].batch_size, f"{name}.batch_size", 1)
             _whole(cfg[name].max_epochs, f"{name}.max_epochs", 1)
+            with _key(f"{name}.optimization"):
+                Optimization(**cfg[name].optimization)
             optimizer_class(cfg[name].optimization.name)
+    for name in ("affinity_labels", "walk"):
+        with _key(f"{name}.crf"):
+            DenseCRF(**cfg[name].crf)
     if "make_cam" in stages:
         _scales(cfg.cam.scales, "cam.scales")
         _whole(cfg.cam.store_stride, "cam.store_stride", 1)

@@ -44,6 +44,8 @@ def load_source(cfg: DictConfig) -> Source:
         # Hydra wraps whatever the reader raises
         if isinstance(error.__cause__, WSSSError):
             raise error.__cause__ from None
+        if isinstance(error.__cause__, TypeError):
+            raise WSSSError(f"data: {error.__cause__}; see conf/data for its keys") from error
         raise
     if not source.train and not source.problems:
         raise WSSSError(
@@ -103,6 +105,9 @@ def check_data(
     )
     if not kept.train:
         raise WSSSError(f"no usable training image is left: {problems[0].message}")
+    shared = len({s.image for s in kept.train} & {s.image for s in kept.val})
+    if shared:
+        log.warning("%d images are in the training and the validation split", shared)
     empty = sum(not s.labels for s in kept.train)
     if empty:
         log.warning(
