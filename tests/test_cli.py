@@ -43,7 +43,7 @@ def test_run_reports_and_predict_uses_it(tmp_path):
         for task in ("cam", "affinity", "segmentation")
         for option in ("max_epochs=1", "batch_size=2", "transform.crop_size=32")
     ]
-    options = [*sizes, *fits, "train_segmentation.architecture=Unet", "evaluate.sheet_images=1"]
+    options = [*sizes, *fits, "evaluate.sheet_images=1"]
     result = wsss(*options, "pipeline.per_class=true", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "pseudo-masks" in result.stdout

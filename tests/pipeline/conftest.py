@@ -16,6 +16,7 @@ TINY = (
     "train_affinity.batch_size=2",
     "train_affinity.transform.crop_size=32",
     "train_segmentation.architecture=Unet",
+    "train_segmentation.encoder=resnet18",
     "train_segmentation.max_epochs=2",
     "train_segmentation.batch_size=2",
     "train_segmentation.transform.crop_size=32",

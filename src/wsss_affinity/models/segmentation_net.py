@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsss_affinity.backbones import list_backbones
 from wsss_affinity.backbones.base import IMAGENET_MEAN, IMAGENET_STD, load_weights
 from wsss_affinity.errors import WSSSError, did_you_mean
 from wsss_affinity.models.multi_scale import multi_scale_sum
+from wsss_affinity.models.smp_encoder import smp_options
 
 
 class SegmentationNet(nn.Module):
@@ -20,7 +23,8 @@ class SegmentationNet(nn.Module):
     Args:
         num_classes: Labels of a mask, background included.
         architecture: Its name there: ``"DeepLabV3Plus"``, ``"Unet"``, ``"FPN"``, …
-        encoder: Its encoder's name there; ``"timm:<model>"`` is accepted too.
+        encoder: Its encoder's name there, ``"timm:<model>"``, or a registered backbone of ours
+            with maps at strides 2, 4 and 8 (such as ``"tiny"``, for DeepLabV3Plus).
         weights: ``"imagenet"``, the path of a state dict of the encoder, or None.
         freeze_batchnorm: Keep every BatchNorm of the encoder as loaded.
 
@@ -51,13 +55,16 @@ class SegmentationNet(nn.Module):
             hint = did_you_mean(architecture, [model.__name__ for model in known.values()])
             raise WSSSError(f"segmentation architecture {architecture!r} is not known; {hint}")
         name = encoder.replace("timm:", "tu-", 1)
-        if name.startswith("tu-"):
-            if not timm.is_model(name.removeprefix("tu-")):
-                raise WSSSError(
-                    f"segmentation encoder {encoder!r} is not a model of timm; "
-                    "see timm.list_models()"
-                )
-        elif name not in smp.encoders.encoders:
+        if name.startswith("tu-") and not timm.is_model(name.removeprefix("tu-")):
+            raise WSSSError(
+                f"segmentation encoder {encoder!r} is not a model of timm; see timm.list_models()"
+            )
+        options: dict[str, Any] | None = {"encoder_name": name}
+        if name in list_backbones() and name not in smp.encoders.encoders:
+            options = smp_options(name)
+        elif not name.startswith("tu-") and name not in smp.encoders.encoders:
+            options = None
+        if options is None:
             hint = did_you_mean(encoder, smp.encoders.encoders)
             raise WSSSError(
                 f"segmentation encoder {encoder!r} is not one of segmentation-models-pytorch; "
@@ -66,7 +73,7 @@ class SegmentationNet(nn.Module):
         try:
             self.network = smp.create_model(
                 architecture,
-                encoder_name=name,
+                **options,
                 encoder_weights="imagenet" if weights == "imagenet" else None,
                 classes=num_classes,
             )
@@ -75,13 +82,14 @@ class SegmentationNet(nn.Module):
                 f"ImageNet weights of the segmentation encoder {encoder!r} cannot be downloaded "
                 f"({error}); give the path of a state dict as weights"
             ) from error
-        except (KeyError, ValueError, NotImplementedError) as error:
+        except (KeyError, TypeError, ValueError, NotImplementedError) as error:
             raise WSSSError(
                 f"segmentation architecture {architecture!r} cannot use encoder {encoder!r}: "
                 f"{error}; choose another of the two"
             ) from error
         if weights not in (None, "imagenet"):
-            load_weights(self.network.encoder, weights)
+            encoder_net = self.network.encoder
+            load_weights(getattr(encoder_net, "backbone", encoder_net), weights)
         self.pretrained = weights is not None
         self.freeze_batchnorm = freeze_batchnorm
         if freeze_batchnorm:
