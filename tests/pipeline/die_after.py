@@ -8,31 +8,36 @@ import os
 import signal
 import sys
 
-log, stage, count, *overrides = sys.argv[1:]
-main_pid = os.getpid()
 replace = os.replace
-seen = 0
 
 
-def note_and_replace(source, target, **kwargs):
-    global seen
-    replace(source, target, **kwargs)
-    parts = str(target).split(os.sep)
-    if "artifacts" not in parts:
-        return
-    where = parts[parts.index("artifacts") + 1 :]
-    with open(log, "a") as file:
-        file.write("/".join([where[0], *where[2:]]) + "\n")
-    if where[0] == stage and where[1].endswith(".partial"):
-        seen += 1
-        if seen == int(count):
-            os.kill(main_pid, signal.SIGKILL)
-            os.kill(os.getpid(), signal.SIGKILL)
+def dying_replace(log, stage, count):
+    main_pid = os.getpid()
+    seen = 0
+
+    def note_and_replace(source, target, **kwargs):
+        nonlocal seen
+        replace(source, target, **kwargs)
+        parts = str(target).split(os.sep)
+        if "artifacts" not in parts:
+            return
+        where = parts[parts.index("artifacts") + 1 :]
+        with open(log, "a") as file:
+            file.write("/".join([where[0], *where[2:]]) + "\n")
+        if where[0] == stage and where[1].endswith(".partial"):
+            seen += 1
+            if seen == count:
+                os.kill(main_pid, signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return note_and_replace
 
 
-os.replace = note_and_replace
-sys.argv = ["wsss-affinity", *overrides]
+if __name__ == "__main__":
+    log, stage, count, *overrides = sys.argv[1:]
+    os.replace = dying_replace(log, stage, int(count))
+    sys.argv = ["wsss-affinity", *overrides]
 
-from wsss_affinity.cli import main  # noqa: E402
+    from wsss_affinity.cli import main
 
-main()
+    main()
