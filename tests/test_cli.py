@@ -32,7 +32,7 @@ def test_missing_root_is_one_sentence(tmp_path):
 def test_errors_of_the_data_set_are_one_sentence(tmp_path):
     result = wsss("experiment=folder", "data.root=nowhere", cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stderr.startswith("error: label file nowhere/labels.csv does not exist")
+    assert result.stderr.startswith("error: folder nowhere does not exist; set data.root")
     assert len(result.stderr.splitlines()) == 1
 
 

@@ -68,6 +68,8 @@ def _run(cfg: DictConfig) -> float | None:
     for name, stage in result.stages.items():
         if name == "random_walk":
             print(f"pseudo-masks   {stage.path / 'masks'}")
+        if name == "train_segmentation":
+            print(f"network        {stage.path}  (predict.network)")
         if name == "evaluate":
             sheet = stage.path / "contact_sheet.png"
             if sheet.is_file():

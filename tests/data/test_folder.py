@@ -149,3 +149,8 @@ def test_template(root):
         write_label_template(root)
     with pytest.raises(WSSSError, match=r"a template is a CSV"):
         write_label_template(root, "labels.json")
+
+
+def test_missing_root_is_named_as_such(tmp_path):
+    with pytest.raises(WSSSError, match=r"folder .*fotos does not exist; set data.root"):
+        folder_source(tmp_path / "fotos")

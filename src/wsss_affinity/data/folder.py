@@ -68,6 +68,8 @@ def folder_source(
             among ``classes``.
     """
     root = Path(root)
+    if not root.is_dir():
+        raise WSSSError(f"folder {root} does not exist; set data.root to a folder of photographs")
     label_path = root / labels
     table = read_label_file(label_path)
     mask_root = _folder(masks, "data.masks")

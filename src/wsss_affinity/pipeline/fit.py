@@ -80,6 +80,8 @@ def fit(
             ckpt_path=checkpoint if checkpoint.is_file() else None,
             weights_only=True,
         )
+    except SystemExit as error:
+        raise KeyboardInterrupt from error  # Lightning turns Ctrl-C into an exit without a word
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -140,6 +142,7 @@ def quiet_lightning() -> None:
         ".*`weights_only`.*",
         ".*training batches.*",
         ".*pin_memory.*",
+        ".*in eval mode at the start of training.*",  # frozen on purpose
         ".*isinstance.treespec, LeafSpec.*",
     ):
         warnings.filterwarnings("ignore", message=message)

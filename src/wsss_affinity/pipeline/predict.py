@@ -81,8 +81,8 @@ def load_network(directory: Path) -> tuple[SegmentationNet, dict[str, Any]]:
         description: dict[str, Any] = json.loads((directory / NETWORK).read_text())
     except (OSError, ValueError) as error:
         raise WSSSError(
-            f"{directory} holds no trained segmentation network ({error}); run the pipeline first, "
-            "or set predict.network to the folder of a train_segmentation artefact"
+            f"{directory} holds no trained segmentation network; run the pipeline first with the "
+            "same options, or set predict.network to the folder of a train_segmentation artefact"
         ) from error
     net = SegmentationNet(
         num_classes=len(description["classes"]) + 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,9 @@ def check_data(
     shared = len({s.image for s in kept.train} & {s.image for s in kept.val})
     if shared:
         log.warning("%d images are in the training and the validation split", shared)
+    counts = Counter(label for s in kept.train for label in s.labels)
+    listed = (f"{i + 1} {name} ({counts[i]})" for i, name in enumerate(kept.classes))
+    log.info("classes by mask value, with images: %s", ", ".join(listed))
     empty = sum(not s.labels for s in kept.train)
     if empty:
         log.warning(
