@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from wsss_affinity.data.transforms import to_tensor
 from wsss_affinity.files import load_arrays, save_arrays
 from wsss_affinity.layers import DenseCRF, add_background, normalize_cam
 from wsss_affinity.losses.affinity import UNSURE
+from wsss_affinity.models import AffinityNet, CAMNet
 from wsss_affinity.pipeline.context import Context
 from wsss_affinity.pipeline.fit import load_trained, to_device
 from wsss_affinity.pipeline.mapping import map_samples
@@ -63,16 +64,23 @@ def resize_scores(scores: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
 
 
+def _images_for(
+    net: CAMNet | AffinityNet, context: Context, trained: str, name: str, output: Path
+) -> Iterator[tuple[Sample, Tensor]]:
+    """Make a trained network ready, and load the images that have no scores in ``output`` yet."""
+    load_trained(net, context.inputs[trained])
+    to_device(net, context.device)
+    load = LoadTensor(net.backbone.mean, net.backbone.std, context.max_side)
+    workers, done = context.num_workers, exists(output, ".npz")
+    return map_samples(name, context.source.train, load, num_workers=workers, done=done)
+
+
 def make_cam(context: Context, directory: Path) -> dict[str, Any]:
     """Make the activation maps of the classes present (Ahn & Kwak, CVPR 2018, section 3.1)."""
     section = context.cfg.cam
     net = context.cam_net()
-    load_trained(net, context.inputs["train_cam"])
-    to_device(net, context.device)
     samples = context.source.train
-    load = LoadTensor(net.backbone.mean, net.backbone.std, context.max_side)
-    done = exists(directory, ".npz")
-    results = map_samples("make_cam", samples, load, num_workers=context.num_workers, done=done)
+    results = _images_for(net, context, "train_cam", "make_cam", directory)
     with torch.inference_mode():
         for sample, image in results:
             height, width = image.shape[-2:]
@@ -190,20 +198,16 @@ def make_random_walk(context: Context, directory: Path) -> dict[str, Any]:
     """Spread the activation maps along affinities (Ahn & Kwak, CVPR 2018, section 3.3)."""
     section = context.cfg.walk
     net = context.affinity_net()
-    load_trained(net, context.inputs["train_affinity"])
-    to_device(net, context.device)
     samples = context.source.train
-    load = LoadTensor(net.backbone.mean, net.backbone.std, context.max_side)
     folder = directory / "scores"
-    results = map_samples(
-        "random_walk", samples, load, num_workers=context.num_workers, done=exists(folder, ".npz")
-    )
+    options = walk_options(context)
+    results = _images_for(net, context, "train_affinity", "random_walk", folder)
     with torch.inference_mode():
         for sample, image in results:
             classes, cam, size = read_scores(context.inputs["make_cam"] / f"{sample.id}.npz")
             scores = add_background(resize_scores(cam, size), section.alpha)
             walked = net.propagate(
-                image.to(context.device), scores[None].to(context.device), **walk_options(context)
+                image.to(context.device), scores[None].to(context.device), **options
             )[0]
             save_scores(folder / f"{sample.id}.npz", classes, walked, size)
     work = FinishMask(
