@@ -10,7 +10,13 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from wsss_affinity.data.dataset import EpochSampler, ReadMask, Transform, WSSSDataset
+from wsss_affinity.data.dataset import (
+    EpochSampler,
+    FinishTarget,
+    ReadTarget,
+    Transform,
+    WSSSDataset,
+)
 from wsss_affinity.data.source import Sample
 from wsss_affinity.errors import WSSSError
 
@@ -27,7 +33,8 @@ class WSSSDataModule(pl.LightningDataModule):
         transform: Training augmentation.
         batch_size: Images a step; the last, smaller batch of an epoch is dropped, unless it is
             the only one.
-        read_mask: Gives the label map of a sample, for the tasks that need one.
+        read_mask: Gives the label map of a sample, or scores, for the tasks that need one.
+        finish_mask: Applied to it after the transform, where scores are to become labels.
         max_side: Longer images are reduced to it.
         num_workers: Loading processes; None takes one a core, at most 8.
         seed: Of order and augmentation.
@@ -43,7 +50,8 @@ class WSSSDataModule(pl.LightningDataModule):
         transform: Transform,
         *,
         batch_size: int,
-        read_mask: ReadMask | None = None,
+        read_mask: ReadTarget | None = None,
+        finish_mask: FinishTarget | None = None,
         max_side: int | None = None,
         num_workers: int | None = None,
         seed: int = 0,
@@ -54,7 +62,13 @@ class WSSSDataModule(pl.LightningDataModule):
                 "the training split holds no image; check data.train_split and data.root"
             )
         self.dataset = WSSSDataset(
-            samples, num_classes, transform, read_mask=read_mask, max_side=max_side, seed=seed
+            samples,
+            num_classes,
+            transform,
+            read_mask=read_mask,
+            finish_mask=finish_mask,
+            max_side=max_side,
+            seed=seed,
         )
         self.batch_size = batch_size
         self.num_workers = resolve_workers(num_workers)

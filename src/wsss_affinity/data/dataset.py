@@ -15,8 +15,11 @@ from torch.utils.data import Dataset, Sampler
 from wsss_affinity.data.images import load_image
 from wsss_affinity.data.source import Sample
 
-Transform = Callable[[Image.Image, "NDArray[np.uint8] | None"], tuple[Tensor, "Tensor | None"]]
-ReadMask = Callable[[Sample], NDArray[np.uint8]]
+Transform = Callable[[Image.Image, "NDArray[Any] | None"], tuple[Tensor, "Tensor | None"]]
+#: gives a label map ``(H, W)`` uint8, or scores ``(n, H, W)`` float
+ReadTarget = Callable[[Sample], NDArray[Any]]
+#: makes a label map of what the transform leaves
+FinishTarget = Callable[[Tensor, Sample], Tensor]
 
 
 class WSSSDataset(Dataset[dict[str, Any]]):
@@ -26,13 +29,14 @@ class WSSSDataset(Dataset[dict[str, Any]]):
         samples: What it holds.
         num_classes: Length of the label vectors.
         transform: Applied to image and label map.
-        read_mask: Gives the label map of a sample; None for tasks without.
+        read_mask: Gives the label map of a sample, or scores; None for tasks without.
+        finish_mask: Applied to it after the transform, where scores are to become labels.
         max_side: Longer images are reduced to it.
         seed: With the epoch and the index it seeds the transform, so that an item does not depend
             on the worker that makes it.
 
     Items are dicts with ``image`` ``(3, H, W)``, ``labels`` ``(C,)`` float, ``index`` int, and
-    ``mask`` ``(H, W)`` int64 where ``read_mask`` is given.
+    ``mask`` ``(H, W)`` int64 where ``read_mask`` is given (smaller, if ``finish_mask`` says so).
     """
 
     def __init__(
@@ -41,7 +45,8 @@ class WSSSDataset(Dataset[dict[str, Any]]):
         num_classes: int,
         transform: Transform,
         *,
-        read_mask: ReadMask | None = None,
+        read_mask: ReadTarget | None = None,
+        finish_mask: FinishTarget | None = None,
         max_side: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -49,6 +54,7 @@ class WSSSDataset(Dataset[dict[str, Any]]):
         self.num_classes = num_classes
         self.transform = transform
         self.read_mask = read_mask
+        self.finish_mask = finish_mask
         self.max_side = max_side
         self.seed = seed
 
@@ -71,7 +77,7 @@ class WSSSDataset(Dataset[dict[str, Any]]):
             "index": index,
         }
         if mask is not None:
-            item["mask"] = mask
+            item["mask"] = mask if self.finish_mask is None else self.finish_mask(mask, sample)
         return item
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,10 @@ class Source:
         val: Unseen photographs on which the segmentation network is scored.
         mask_values: The label of each value in a mask file, 256 entries; -1 is not allowed.
         problems: Photographs left out while listing.
+        test: Photographs without masks whose predictions are handed in to a server.
+        background: Whether there are pixels of no class. Label 0 occurs nowhere if not.
+        labels_from_masks: Whether the image-level labels were read off the masks.
+        split_names: What the data set calls ``train``, ``score``, ``val`` and ``test``.
     """
 
     classes: tuple[str, ...]
@@ -58,6 +62,10 @@ class Source:
     val: tuple[Sample, ...] = ()
     mask_values: tuple[int, ...] = ()
     problems: tuple[Problem, ...] = ()
+    test: tuple[Sample, ...] = ()
+    background: bool = True
+    labels_from_masks: bool = False
+    split_names: Mapping[str, str] = field(default_factory=dict)
 
     def read_mask(self, sample: Sample) -> NDArray[np.uint8]:
         """Read the ground truth of a sample as labels: 0 background, 1… classes, 255 void.

@@ -1,13 +1,14 @@
-"""From photographs to normalised tensors, a mask moving along."""
+"""From photographs to normalised tensors, labels of their pixels moving along."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -27,7 +28,7 @@ def to_tensor(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random scale, flip, crop and colour, of an image and its mask together.
+    """Random scale, flip, crop and colour, of an image and the labels of its pixels together.
 
     Draws from torch's global generator, so that a seed set before each call fixes it.
 
@@ -63,21 +64,27 @@ class TrainTransform:
             )
 
     def __call__(
-        self, image: Image.Image, mask: NDArray[np.uint8] | None = None
+        self, image: Image.Image, target: NDArray[Any] | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Map an RGB image and a mask ``(H, W)`` to ``(3, S, S)`` and ``(S, S)`` int64.
+        """Crop an RGB image and what belongs to its pixels.
 
-        The mask is 255 where the crop reaches outside the image.
+        Args:
+            image: Of any size.
+            target: A label map ``(H, W)`` uint8, or scores ``(n, H, W)`` float.
+
+        Returns:
+            The image ``(3, S, S)``; the labels ``(S, S)`` int64, 255 where the crop reaches
+            outside the image, or the scores ``(n, S, S)`` float32, 0 there.
         """
         if self.long_side is not None:
             scale = _randint(*self.long_side) / max(image.size)
             width, height = (max(1, round(scale * side)) for side in image.size)
             image = image.resize((width, height), Image.Resampling.BICUBIC)
-        if mask is not None:
-            mask = resize_mask(mask, (image.height, image.width))
+        if target is not None:
+            target = _resize(target, (image.height, image.width))
         if float(torch.rand(())) < self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            mask = None if mask is None else mask[:, ::-1]
+            target = None if target is None else target[..., ::-1]
 
         size = self.crop_size
         width, height = min(size, image.width), min(size, image.height)
@@ -92,12 +99,25 @@ class TrainTransform:
             canvas = to_tensor(Image.new("RGB", (size, size)), self.mean, self.std)
         x, y = _randint(0, size - width), _randint(0, size - height)
         canvas[:, y : y + height, x : x + width] = pixels
-        if mask is None:
+        if target is None:
             return canvas, None
-        labels = torch.full((size, size), UNSURE, dtype=torch.int64)
-        window = np.array(mask[top : top + height, left : left + width])
-        labels[y : y + height, x : x + width] = torch.from_numpy(window).long()
-        return canvas, labels
+        window = np.array(target[..., top : top + height, left : left + width])
+        place = (..., slice(y, y + height), slice(x, x + width))
+        if target.ndim == 2:
+            cropped = torch.full((size, size), UNSURE, dtype=torch.int64)
+        else:
+            cropped = torch.zeros(len(target), size, size)
+        cropped[place] = torch.from_numpy(window).to(cropped.dtype)
+        return canvas, cropped
+
+
+def _resize(target: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    if target.ndim == 2:
+        return resize_mask(target, size)
+    if target.shape[1:] == size:
+        return target
+    scores = torch.from_numpy(target).float()[None]
+    return F.interpolate(scores, size, mode="bilinear", align_corners=False)[0].numpy()
 
 
 def _randint(low: int, high: int) -> int:

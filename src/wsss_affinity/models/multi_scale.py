@@ -39,7 +39,8 @@ def multi_scale_sum(
         target = [max(1, round(scale * side)) for side in images.shape[-2:]]
         scaled = images
         if target != list(images.shape[-2:]):
-            scaled = F.interpolate(images, target, mode="bicubic", antialias=scale < 1)
+            # with antialias the kernel is PIL's, also where the image is enlarged
+            scaled = F.interpolate(images, target, mode="bicubic", antialias=True)
         batch = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
         batch = batch.contiguous(memory_format=torch.channels_last)
         maps = F.interpolate(function(batch), size, mode="bilinear", align_corners=False)

@@ -72,7 +72,7 @@ class Context:
         """The segmentation network, untrained."""
         section = self.cfg.train_segmentation
         return SegmentationNet(
-            num_classes=len(self.source.classes) + 1,
+            num_classes=len(self.source.classes) + int(self.source.background),
             architecture=section.architecture,
             encoder=section.encoder,
             weights=section.weights,

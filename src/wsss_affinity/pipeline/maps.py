@@ -9,21 +9,26 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from wsss_affinity.data.dataset import label_vector
 from wsss_affinity.data.images import load_image, resize_mask, save_mask
+from wsss_affinity.data.soft_labels import affinity_labels_of
 from wsss_affinity.data.source import Sample
 from wsss_affinity.data.transforms import to_tensor
-from wsss_affinity.files import load_arrays, save_arrays
+from wsss_affinity.files import save_arrays
 from wsss_affinity.layers import DenseCRF, add_background, normalize_cam
-from wsss_affinity.losses.affinity import UNSURE
 from wsss_affinity.models import AffinityNet, CAMNet
 from wsss_affinity.pipeline.context import Context
 from wsss_affinity.pipeline.fit import load_trained, to_device
 from wsss_affinity.pipeline.mapping import map_samples
+from wsss_affinity.pipeline.scores import (
+    best_labels,
+    finish_scores,
+    read_scores,
+    resize_scores,
+    save_scores,
+)
 
 
 @dataclass(frozen=True)
@@ -37,31 +42,6 @@ class LoadTensor:
     def __call__(self, sample: Sample) -> Tensor:
         """Load it."""
         return to_tensor(load_image(sample.image, self.max_side), self.mean, self.std)[None]
-
-
-def save_scores(path: Path, classes: Tensor, scores: Tensor, size: tuple[int, int]) -> None:
-    """Write class scores: ``classes`` (n,), ``scores`` (n', h, w) float16, ``size`` (H, W)."""
-    arrays: dict[str, NDArray[Any]] = {
-        "classes": classes.cpu().numpy().astype(np.int16),
-        "scores": scores.cpu().numpy().astype(np.float16),
-        "size": np.asarray(size, dtype=np.int32),
-    }
-    save_arrays(path, arrays)
-
-
-def read_scores(path: Path) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """Read what :func:`save_scores` wrote, as ``(classes, scores float32, size)``."""
-    arrays = load_arrays(path)
-    height, width = (int(side) for side in arrays["size"])
-    classes = torch.from_numpy(arrays["classes"].astype(np.int64))
-    return classes, torch.from_numpy(arrays["scores"].astype(np.float32)), (height, width)
-
-
-def resize_scores(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize ``(n, h, w)`` bilinearly to ``(n, H, W)``; n may be 0."""
-    if len(scores) == 0:
-        return scores.new_zeros(0, *size)
-    return F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
 
 
 def _images_for(
@@ -90,7 +70,8 @@ def make_cam(context: Context, directory: Path) -> dict[str, Any]:
             )[0]
             present = label_vector(sample.labels, len(context.source.classes)).nonzero().flatten()
             scores = normalize_cam(cam[present.to(cam.device)])
-            save_scores(directory / f"{sample.id}.npz", present, scores, (height, width))
+            path = directory / f"{sample.id}.npz"
+            save_scores(path, present, scores, (height, width), dtype=section.store_dtype)
     return {"images": len(samples)}
 
 
@@ -101,13 +82,24 @@ def exists(directory: Path, suffix: str) -> Callable[[Sample], bool]:
 
 @dataclass(frozen=True)
 class LabelImage:
-    """Makes and writes the affinity labels of one image."""
+    """Makes and writes the affinity labels of one image.
+
+    Attributes:
+        cams: Folder of the activation maps.
+        output: Folder of the labels.
+        soft: Folder of the CRFs' probabilities, float16; None does not keep them.
+        max_side: Longer images are worked on at this size.
+        alpha_low: Of the background in the first CRF.
+        alpha_high: Of the background in the second CRF; None for data without background.
+        crf: Their parameters.
+    """
 
     cams: Path
     output: Path
+    soft: Path | None
     max_side: int | None
     alpha_low: float
-    alpha_high: float
+    alpha_high: float | None
     crf: DenseCRF
 
     def __call__(self, sample: Sample) -> None:
@@ -116,37 +108,31 @@ class LabelImage:
         classes, cam, size = read_scores(self.cams / f"{sample.id}.npz")
         cam = resize_scores(cam, size)
         low = self.crf(image, add_background(cam, self.alpha_low))
-        high = self.crf(image, add_background(cam, self.alpha_high))
-        save_mask(self.output / f"{sample.id}.png", affinity_labels_of(low, high, classes))
-
-
-def affinity_labels_of(low: Tensor, high: Tensor, classes: Tensor) -> NDArray[np.uint8]:
-    """Combine two CRF results into labels; background wins conflicts.
-
-    Args:
-        low: ``(n + 1, H, W)`` from a small α: sure where it says object.
-        high: ``(n + 1, H, W)`` from a large α: sure where it says background.
-        classes: ``(n,)``, 0-based class of each map.
-
-    Returns:
-        ``(H, W)`` uint8: 0 background, 1… classes, 255 unsure.
-    """
-    names = torch.cat([torch.tensor([UNSURE]), classes + 1])
-    labels = names[low.argmax(0)]
-    labels[high.argmax(0) == 0] = 0
-    return labels.numpy().astype(np.uint8)
+        high = None
+        if self.alpha_high is not None:
+            high = self.crf(image, add_background(cam, self.alpha_high))
+        if self.soft is not None:
+            stacks = {"low": low} if high is None else {"low": low, "high": high}
+            arrays = {name: stack.numpy().astype(np.float16) for name, stack in stacks.items()}
+            save_arrays(self.soft / f"{sample.id}.npz", arrays, compress=True)
+        labels = affinity_labels_of(low, high, classes).numpy().astype(np.uint8)
+        save_mask(self.output / f"{sample.id}.png", labels)
 
 
 def make_affinity_labels(context: Context, directory: Path) -> dict[str, Any]:
-    """Find the pixels whose label is sure, by two dense CRFs an image."""
+    """Find the pixels whose label is sure, by two dense CRFs an image.
+
+    Without background there is one: what it calls background is unsure.
+    """
     section = context.cfg.affinity_labels
     samples = context.source.train
     work = LabelImage(
         cams=context.inputs["make_cam"],
         output=directory / "labels",
+        soft=directory / "soft" if section.format == "soft" else None,
         max_side=context.max_side,
         alpha_low=section.alpha_low,
-        alpha_high=section.alpha_high,
+        alpha_high=section.alpha_high if context.source.background else None,
         crf=DenseCRF(**context.plain("affinity_labels.crf")),
     )
     _drain(context, "affinity_labels", work, exists(work.output, ".png"))
@@ -170,19 +156,17 @@ class FinishMask:
     output: Path
     max_side: int | None
     stride: int
+    background: bool
     crf: DenseCRF | None
 
     def __call__(self, sample: Sample) -> None:
         """Upsample, refine by a dense CRF if asked to, take the best label."""
         classes, scores, size = read_scores(self.scores / f"{sample.id}.npz")
-        # a cell is worth `stride` pixels, also the last one, which may reach outside
-        padded = scores.shape[1] * self.stride, scores.shape[2] * self.stride
-        scores = resize_scores(scores, padded)[:, : size[0], : size[1]].contiguous()
+        scores = finish_scores(scores, size, self.stride)
         original = load_image(sample.image)
-        if self.crf is not None:
+        if self.crf is not None and len(scores):
             scores = self.crf(np.asarray(load_image(sample.image, self.max_side)), scores)
-        names = torch.cat([torch.tensor([0]), classes + 1])
-        mask = names[scores.argmax(0)].numpy().astype(np.uint8)
+        mask = best_labels(scores, classes, self.background)
         mask = resize_mask(mask, (original.height, original.width))
         save_mask(self.output / f"{sample.id}.png", mask)
 
@@ -195,26 +179,35 @@ def walk_options(context: Context) -> dict[str, Any]:
 
 
 def make_random_walk(context: Context, directory: Path) -> dict[str, Any]:
-    """Spread the activation maps along affinities (Ahn & Kwak, CVPR 2018, section 3.3)."""
+    """Spread the activation maps along affinities (Ahn & Kwak, CVPR 2018, section 3.3).
+
+    The walk is linear: the backgrounds of other α walk along, so that these can be scored too.
+    """
     section = context.cfg.walk
     net = context.affinity_net()
     samples = context.source.train
     folder = directory / "scores"
     options = walk_options(context)
+    # the background's own α comes first, then the others
+    alphas = [section.alpha, *section.alpha_sweep] if context.source.background else []
     results = _images_for(net, context, "train_affinity", "random_walk", folder)
     with torch.inference_mode():
         for sample, image in results:
             classes, cam, size = read_scores(context.inputs["make_cam"] / f"{sample.id}.npz")
-            scores = add_background(resize_scores(cam, size), section.alpha)
-            walked = net.propagate(
-                image.to(context.device), scores[None].to(context.device), **options
-            )[0]
-            save_scores(folder / f"{sample.id}.npz", classes, walked, size)
+            cam = resize_scores(cam, size)
+            backgrounds = [add_background(cam, alpha)[:1] for alpha in alphas]
+            scores = torch.cat([*backgrounds, cam])[None]
+            walked = net.propagate(image.to(context.device), scores.to(context.device), **options)
+            first, rest = walked[0, : len(alphas)], walked[0, len(alphas) :]
+            path = folder / f"{sample.id}.npz"
+            scores = torch.cat([first[:1], rest])
+            save_scores(path, classes, scores, size, backgrounds=first[1:])
     work = FinishMask(
         scores=folder,
         output=directory / "masks",
         max_side=context.max_side,
         stride=net.stride,
+        background=context.source.background,
         crf=DenseCRF(**context.plain("walk.crf")) if section.crf.num_iterations else None,
     )
     _drain(context, "random_walk: masks", work, exists(work.output, ".png"))

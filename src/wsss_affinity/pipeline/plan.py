@@ -33,7 +33,7 @@ def fingerprints(
         there: Those whose artefacts ``evaluate`` will find; it scores what there is, so its name
             follows from that. None is all of them.
     """
-    train: list[Any] = [list(source.classes), samples_fingerprint(source.train)]
+    train: list[Any] = [list(source.classes), source.background, samples_fingerprint(source.train)]
     keys: dict[str, str] = {}
     for name in graph:
         stage = STAGES[name]
@@ -86,9 +86,17 @@ def _settings(cfg: DictConfig, section: str) -> Any:
     return content
 
 
-def describe(cfg: DictConfig, stage: Stage, inputs: Mapping[str, Path]) -> dict[str, Any]:
+def describe(
+    cfg: DictConfig, source: Source, stage: Stage, inputs: Mapping[str, Path]
+) -> dict[str, Any]:
     """What the manifest of a stage says of its origin."""
     return {
+        "data": {
+            "classes": list(source.classes),
+            "background": source.background,
+            "labels_from_masks": source.labels_from_masks,
+            "split_names": dict(source.split_names),
+        },
         "config": {section: _settings(cfg, section) for section in stage.config},
         "inputs": {name: path.name for name, path in inputs.items()},
     }

@@ -19,17 +19,19 @@ from wsss_affinity.data.images import load_image, resize_mask, save_mask
 from wsss_affinity.data.source import Sample, Source, check_unique
 from wsss_affinity.errors import WSSSError
 from wsss_affinity.files import write_bytes
+from wsss_affinity.layers import DenseCRF
 from wsss_affinity.models import SegmentationNet
 from wsss_affinity.pipeline.artifact import file_fingerprint
 from wsss_affinity.pipeline.context import inference_device
 from wsss_affinity.pipeline.fit import WEIGHTS, load_trained, to_device
 from wsss_affinity.pipeline.mapping import map_samples
 from wsss_affinity.pipeline.maps import LoadTensor, exists
+from wsss_affinity.pipeline.scores import best_labels
 from wsss_affinity.pipeline.train import NETWORK
 
-#: in the folder of the masks: what they were made from
 log = logging.getLogger(__name__)
 
+#: in the folder of the masks: what they were made from
 _NOTE = "predict.json"
 
 
@@ -43,6 +45,7 @@ def segment(
     device: torch.device,
     scales: Sequence[float],
     flip: bool,
+    crf: DenseCRF | None = None,
 ) -> None:
     """Write the mask of every sample at the image's own size, as ``<output>/<id>.png``.
 
@@ -55,18 +58,22 @@ def segment(
         device: Where the network runs.
         scales: Factors of test-time augmentation.
         flip: Whether mirror images take part.
+        crf: Refines the probabilities.
 
     Raises:
         WSSSError: If the network or a photograph cannot be read.
     """
     net, description = load_network(network)
     to_device(net, device)
-    load = LoadTensor(net.mean, net.std, description["max_side"])
+    max_side, classes = description["max_side"], torch.arange(len(description["classes"]))
+    load = LoadTensor(net.mean, net.std, max_side)
     results = map_samples(name, samples, load, num_workers=num_workers, done=exists(output, ".png"))
     with torch.inference_mode():
         for sample, image in results:
-            probabilities = net.probabilities(image.to(device), scales=scales, flip=flip)
-            mask = probabilities[0].argmax(0).cpu().numpy().astype(np.uint8)
+            scores = net.probabilities(image.to(device), scales=scales, flip=flip)[0].cpu()
+            if crf is not None:
+                scores = crf(np.asarray(load_image(sample.image, max_side)), scores)
+            mask = best_labels(scores, classes, description["background"])
             width, height = load_image(sample.image).size
             save_mask(output / f"{sample.id}.png", resize_mask(mask, (height, width)))
 
@@ -84,8 +91,9 @@ def load_network(directory: Path) -> tuple[SegmentationNet, dict[str, Any]]:
             f"{directory} holds no trained segmentation network; run the pipeline first with the "
             "same options, or set predict.network to the folder of a train_segmentation artefact"
         ) from error
+    description.setdefault("background", True)  # networks of version 0.1.0 do not say
     net = SegmentationNet(
-        num_classes=len(description["classes"]) + 1,
+        num_classes=len(description["classes"]) + int(description["background"]),
         architecture=description["architecture"],
         encoder=description["encoder"],
     )

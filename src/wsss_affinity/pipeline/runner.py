@@ -115,7 +115,7 @@ def run_pipeline(cfg: DictConfig) -> RunResult:
                 name,
                 keys[name],
                 partial(stage.run, Context(cfg=cfg, source=source, inputs=inputs)),
-                describe(cfg, stage, inputs),
+                describe(cfg, source, stage, inputs),
                 force=name in forced,
                 say=log.warning,
             )

@@ -45,6 +45,9 @@ def check_settings(cfg: DictConfig, stages: Collection[str]) -> None:
     if "make_cam" in stages:
         _scales(cfg.cam.scales, "cam.scales")
         _whole(cfg.cam.store_stride, "cam.store_stride", 1)
+        _one_of(cfg.cam.store_dtype, ("float16", "float32"), "cam.store_dtype")
+    if "affinity_labels" in stages:
+        _one_of(cfg.affinity_labels.format, ("hard", "soft"), "affinity_labels.format")
     if "train_affinity" in stages:
         _crop(cfg)
     if "random_walk" in stages:
@@ -66,6 +69,11 @@ def _whole(value: Any, key: str, least: int) -> None:
         raise WSSSError(f"{key} must be a whole number of at least {least}, got {value!r}")
 
 
+def _one_of(value: Any, choices: tuple[str, ...], key: str) -> None:
+    if value not in choices:
+        raise WSSSError(f"{key} must be {' or '.join(map(repr, choices))}, got {value!r}")
+
+
 def _scales(value: Any, key: str) -> None:
     numbers = list(value) if value else []
     if not numbers or not all(isinstance(v, (int, float)) and v > 0 for v in numbers):
@@ -75,7 +83,9 @@ def _scales(value: Any, key: str) -> None:
 def _crop(cfg: DictConfig) -> None:
     section = cfg.train_affinity
     with _key("train_affinity.radius"):
-        Neighborhood(section.radius)
+        neighborhood = Neighborhood(section.radius)
+    with _key("train_affinity.border"):
+        neighborhood.valid(1, 1, section.border)
     if section.transform.crop_size % section.output_stride:
         raise WSSSError(
             f"train_affinity.transform.crop_size must be a multiple of output_stride "
@@ -85,10 +95,11 @@ def _crop(cfg: DictConfig) -> None:
 
 def _walk(cfg: DictConfig) -> None:
     walk, radius = cfg.walk, cfg.train_affinity.radius
-    if walk.padding not in ("masked", "psa"):
-        raise WSSSError(f"walk.padding must be 'masked' or 'psa', got {walk.padding!r}")
+    _one_of(walk.padding, ("masked", "psa"), "walk.padding")
     if not walk.alpha > 0:
         raise WSSSError(f"walk.alpha must be positive, got {walk.alpha}")
+    if not all(alpha > 0 for alpha in walk.alpha_sweep):
+        raise WSSSError(f"walk.alpha_sweep must be positive numbers, got {walk.alpha_sweep}")
     with _key("walk"):
         neighborhood = Neighborhood(radius)
         neighborhood.valid(1, 1, walk.border)

@@ -36,7 +36,8 @@ STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         Stage("train_cam", (), ("train_cam", *_FIT), train.train_cam),
-        Stage("make_cam", ("train_cam",), ("cam",), maps.make_cam),
+        # 2: the kernel of PIL where images are enlarged
+        Stage("make_cam", ("train_cam",), ("cam",), maps.make_cam, schema=2),
         Stage("affinity_labels", ("make_cam",), ("affinity_labels",), maps.make_affinity_labels),
         Stage(
             "train_affinity",

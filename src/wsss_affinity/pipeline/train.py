@@ -9,21 +9,24 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from wsss_affinity.backbones import Backbone
 from wsss_affinity.data.datamodule import WSSSDataModule
-from wsss_affinity.data.dataset import ReadMask
+from wsss_affinity.data.dataset import ReadTarget
 from wsss_affinity.data.images import load_mask
+from wsss_affinity.data.soft_labels import pool_soft_labels
 from wsss_affinity.data.source import Sample
 from wsss_affinity.data.transforms import TrainTransform
 from wsss_affinity.errors import WSSSError
-from wsss_affinity.files import write_bytes
+from wsss_affinity.files import load_arrays, write_bytes
 from wsss_affinity.models import SegmentationNet
 from wsss_affinity.pipeline.context import Context
 from wsss_affinity.pipeline.fit import fit
 from wsss_affinity.tasks import AffinityTask, CAMTask, SegmentationTask
-from wsss_affinity.tasks.base import Network, Task
+from wsss_affinity.tasks.base import Task
 
 NETWORK = "network.json"
 
@@ -32,22 +35,35 @@ def train_cam(context: Context, directory: Path) -> dict[str, Any]:
     """Train the classifier on image-level labels."""
     pl.seed_everything(context.cfg.seed, verbose=False)
     net = context.cam_net()
-    return _train(context, directory, "train_cam", CAMTask, net, net.backbone)
+    task = CAMTask(net, context.optimization("train_cam"), seed=context.cfg.seed)
+    return _train(context, directory, "train_cam", task, net.backbone)
 
 
 def train_affinity(context: Context, directory: Path) -> dict[str, Any]:
     """Train AffinityNet on the affinity labels, from the weights the classifier started from."""
     pl.seed_everything(context.cfg.seed, verbose=False)
     net = context.affinity_net()
-    masks = partial(_stored_mask, context.inputs["affinity_labels"] / "labels")
-    return _train(context, directory, "train_affinity", AffinityTask, net, net.backbone, masks)
+    labels, stride = context.inputs["affinity_labels"], net.stride
+    reading: dict[str, Any] = {"read_mask": partial(_stored_mask, labels / "labels")}
+    if context.cfg.affinity_labels.format == "soft":
+        reading = {
+            "read_mask": partial(_soft_labels, labels / "soft"),
+            "finish_mask": partial(_pool_soft, context.source.background, stride),
+        }
+    task = AffinityTask(
+        net,
+        context.optimization("train_affinity"),
+        seed=context.cfg.seed,
+        border=context.cfg.train_affinity.border,
+    )
+    return _train(context, directory, "train_affinity", task, net.backbone, **reading)
 
 
 def train_segmentation(context: Context, directory: Path) -> dict[str, Any]:
     """Train the segmentation network on pseudo-masks, or on real ones as the upper bound."""
     pl.seed_everything(context.cfg.seed, verbose=False)
     section = context.cfg.train_segmentation
-    masks: ReadMask
+    masks: ReadTarget
     if section.target == "ground_truth":
         masks = context.source.read_mask
         if any(sample.mask is None for sample in context.source.train):
@@ -58,9 +74,16 @@ def train_segmentation(context: Context, directory: Path) -> dict[str, Any]:
     else:
         masks = partial(_stored_mask, context.inputs["random_walk"] / "masks")
     net = context.segmentation_net()
-    metrics = _train(context, directory, "train_segmentation", SegmentationTask, net, net, masks)
+    task = SegmentationTask(
+        net,
+        context.optimization("train_segmentation"),
+        seed=context.cfg.seed,
+        background=context.source.background,
+    )
+    metrics = _train(context, directory, "train_segmentation", task, net, read_mask=masks)
     description = {
         "classes": list(context.source.classes),
+        "background": context.source.background,
         "architecture": section.architecture,
         "encoder": section.encoder,
         "max_side": context.max_side,
@@ -73,10 +96,9 @@ def _train(
     context: Context,
     directory: Path,
     stage: str,
-    task: type[Task],
-    net: Network,
+    task: Task,
     statistics: Backbone | SegmentationNet,
-    masks: ReadMask | None = None,
+    **reading: Any,
 ) -> dict[str, Any]:
     section = context.cfg[stage]
     transform = TrainTransform(
@@ -87,14 +109,14 @@ def _train(
         len(context.source.classes),
         transform,
         batch_size=section.batch_size,
-        read_mask=masks,
         max_side=context.max_side,
         num_workers=context.num_workers,
         seed=context.cfg.seed,
+        **reading,
     )
     metrics = fit(
         stage,
-        task(net, context.optimization(stage), seed=context.cfg.seed),
+        task,
         datamodule,
         directory,
         max_epochs=section.max_epochs,
@@ -105,6 +127,18 @@ def _train(
 
 def _stored_mask(folder: Path, sample: Sample) -> NDArray[np.uint8]:
     return load_mask(folder / f"{sample.id}.png")
+
+
+def _soft_labels(folder: Path, sample: Sample) -> NDArray[np.float32]:
+    arrays = load_arrays(folder / f"{sample.id}.npz")
+    stacks = [arrays[name] for name in ("low", "high") if name in arrays]
+    return np.concatenate(stacks).astype(np.float32)
+
+
+def _pool_soft(background: bool, stride: int, stacks: Tensor, sample: Sample) -> Tensor:
+    classes = torch.tensor(sample.labels, dtype=torch.int64)
+    low, high = stacks.chunk(2) if background else (stacks, None)
+    return pool_soft_labels(low, high, classes, stride)
 
 
 def _tuples(options: dict[str, Any]) -> dict[str, Any]:

@@ -5,21 +5,42 @@ from __future__ import annotations
 from torch import Tensor
 
 from wsss_affinity.errors import WSSSError
+from wsss_affinity.layers.neighborhood import Border
 from wsss_affinity.losses import affinity_loss
 from wsss_affinity.models import AffinityNet
-from wsss_affinity.tasks.base import Task
+from wsss_affinity.tasks.base import Optimization, Task
 
 
 class AffinityTask(Task):
-    """Pairwise affinities from affinity labels; ``model`` is an ``AffinityNet``."""
+    """Pairwise affinities from affinity labels.
+
+    Args:
+        model: The network.
+        optimization: How to train it.
+        seed: Of what is random in the network.
+        border: Which pairs count at the border, see :func:`~wsss_affinity.losses.affinity_loss`.
+    """
 
     model: AffinityNet
 
+    def __init__(
+        self,
+        model: AffinityNet,
+        optimization: Optimization | None = None,
+        seed: int = 0,
+        border: Border = "full",
+    ) -> None:
+        super().__init__(model, optimization, seed)
+        self.border = border
+        self.save_hyperparameters({"border": border})
+
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Affinity loss on ``image`` and ``mask`` ``(B, H, W)``, the labels of the pixels."""
+        """Affinity loss on ``image`` and ``mask``, the labels of the pixels or of the grid."""
         affinity = self(batch["image"])
-        labels = downsample_labels(batch["mask"], self.model.stride)
-        return affinity_loss(affinity, labels, radius=self.model.radius)
+        labels = batch["mask"]
+        if labels.shape[-2:] != affinity.shape[-2:]:
+            labels = downsample_labels(labels, self.model.stride)
+        return affinity_loss(affinity, labels, radius=self.model.radius, border=self.border)
 
 
 def downsample_labels(label_map: Tensor, stride: int) -> Tensor:
