@@ -154,3 +154,20 @@ def test_template(root):
 def test_missing_root_is_named_as_such(tmp_path):
     with pytest.raises(WSSSError, match=r"folder .*fotos does not exist; set data.root"):
         folder_source(tmp_path / "fotos")
+
+
+def test_split_names(root):
+    assert folder_source(root).split_names == {"train": "train", "score": "train"}
+    source = folder_source(root, val_root=root)
+    assert source.split_names == {"train": "train", "score": "train", "val": "val"}
+
+
+def test_home_is_expanded(root, monkeypatch):
+    monkeypatch.setenv("HOME", str(root.parent))
+    home = f"~/{root.name}"
+    (root.parent / "masks").mkdir()
+    found = folder_source(
+        home, labels=f"{home}/labels.csv", val_root=home, masks="~/masks", val_masks="~/masks"
+    )
+    assert found == folder_source(root, val_root=root)
+    assert [s.id for s in folder_source(home, ignore=f"{home}/sub").train] == ["a", "b"]

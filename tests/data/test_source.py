@@ -7,6 +7,8 @@ from wsss_affinity.data.source import (
     Sample,
     Source,
     check_unique,
+    check_values,
+    class_mask_values,
     class_names,
     label_indices,
     plain_mask_values,
@@ -37,6 +39,39 @@ def test_unknown_mask_values_are_named(tmp_path):
     with pytest.raises(WSSSError) as caught:
         source.read_mask(Sample("a", tmp_path / "a.jpg", (), tmp_path / "a.png"))
     assert "a.png holds the values [3, 9]; expected 0 (background), 1 to 2" in str(caught.value)
+
+
+def test_class_mask_values():
+    values = class_mask_values([7, 2], void=[0, 3])
+    assert values[:9] == (255, -1, 2, 255, -1, -1, -1, 1, -1)
+    assert len(values) == 256
+    assert values[255] == 255
+
+
+def test_values_without_background(tmp_path):
+    path = tmp_path / "a.png"
+    save_mask(path, np.array([[0, 1, 2, 255]], dtype=np.uint8))
+    sample = Sample("a", tmp_path / "a.jpg", (), path)
+    source = Source(("sky", "road"), (), mask_values=class_mask_values([0, 1]), background=False)
+    with pytest.raises(WSSSError) as caught:
+        source.read_mask(sample)
+    assert str(caught.value) == (
+        f"mask {path} holds the values [2]; expected class indices (0 to 1) or void (255); "
+        "mend the mask"
+    )
+    save_mask(path, np.array([[0, 1, 1, 255]], dtype=np.uint8))
+    assert source.read_mask(sample).tolist() == [[1, 2, 2, 255]]
+
+
+def test_check_values(tmp_path):
+    values = class_mask_values([7, 8, 11, 33], void=[*range(7), 9])
+    check_values([0, 7, 255], values, tmp_path, background=False)
+    with pytest.raises(WSSSError) as caught:
+        check_values([7, 10, 34], values, tmp_path, background=False)
+    assert str(caught.value) == (
+        f"mask {tmp_path} holds the values [10, 34]; expected class indices (7 to 8, 11, 33) or "
+        "void (0 to 6, 9, 255); mend the mask"
+    )
 
 
 def test_sample_without_mask(tmp_path):

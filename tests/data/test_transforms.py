@@ -165,3 +165,26 @@ def test_values_out_of_range(option, message):
     options = {"crop_size": 8, "mean": (0, 0, 0), "std": (1, 1, 1)} | option
     with pytest.raises(WSSSError, match=message):
         TrainTransform(**options)
+
+
+@pytest.mark.parametrize("size", [(30, 50), (12, 33)])
+def test_scores_move_with_the_image(size):
+    image, mask = coded(*size)
+    scores = np.stack([mask, 250 - mask]).astype(np.float32)
+    transform = TrainTransform(20, **PLAIN)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        pixels, cropped = transform(image, scores)
+        assert cropped.shape == (2, 20, 20)
+        assert cropped.dtype == torch.float32
+        inside = cropped.sum(0) > 0
+        assert int(inside.sum()) == min(20, size[0]) * min(20, size[1])
+        assert torch.equal(cropped[0][inside].long(), bytes_of(pixels)[2][inside])
+        assert (cropped[:, ~inside] == 0).all()
+
+
+def test_scores_are_resized_with_the_image():
+    image = Image.new("RGB", (8, 4))
+    scores = np.full((1, 4, 8), 0.25, dtype=np.float32)
+    _, cropped = TrainTransform(16, long_side=(16, 16), **PLAIN)(image, scores)
+    assert int((cropped[0] == 0.25).sum()) == 8 * 16

@@ -138,3 +138,43 @@ def test_id_listed_twice(root):
 def test_list_with_second_column_and_bom(root):
     lists(root, other="\ufeffa  1\nb -1\n")
     assert ids(voc_source(root, train_split="other").train) == ["a", "b"]
+
+
+def test_split_names(root):
+    lists(root, test="v\n")
+    source = voc_source(root, train_split="train", val_split="val", test_split="test")
+    assert source.split_names == {"train": "train", "score": "train", "val": "val", "test": "test"}
+    source = voc_source(root, train_split="train", score_split="part")
+    assert source.split_names == {"train": "train", "score": "part"}
+
+
+def test_test_split_needs_photographs_only(root):
+    lists(root, test="v\nw\n")
+    Image.new("RGB", (5, 1)).save(root / "JPEGImages" / "w.jpg")  # has no annotation
+    source = voc_source(root, train_split="train", test_split="test")
+    assert [(s.id, s.labels, s.mask) for s in source.test] == [("v", (), None), ("w", (), None)]
+    assert source.problems == ()
+    (root / "JPEGImages" / "w.jpg").unlink()
+    with pytest.raises(WSSSError) as caught:
+        voc_source(root, train_split="train", test_split="test")
+    assert str(caught.value) == (
+        f"1 photographs of split 'test' are missing ({root / 'JPEGImages' / 'w.jpg'}, …); unpack "
+        "the archive of the test images there, or set data.test_split=null"
+    )
+
+
+def test_lists_and_masks_elsewhere(root, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    (other / "mine.txt").write_text("c\na\n")
+    save_mask(other / "masks" / "c.png", MASK)
+    for name in (other / "mine", other / "mine.txt"):
+        source = voc_source(root, train_split=str(name), mask_folder=other / "masks")
+        assert ids(source.train) == ["c", "a"]
+        assert [s.mask for s in source.score] == [other / "masks" / "c.png"]
+        assert source.split_names["train"] == "mine"
+
+
+def test_home_is_expanded(root, monkeypatch):
+    monkeypatch.setenv("HOME", str(root.parent))
+    source = voc_source(f"~/{root.name}", train_split="train")
+    assert source.train[0].image == root / "JPEGImages" / "b.jpg"

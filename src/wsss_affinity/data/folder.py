@@ -67,14 +67,14 @@ def folder_source(
         WSSSError: If a folder or file is missing, two images share a name, or a label is not
             among ``classes``.
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     if not root.is_dir():
         raise WSSSError(f"folder {root} does not exist; set data.root to a folder of photographs")
-    label_path = root / labels
+    label_path = root / Path(labels).expanduser()
     table = read_label_file(label_path)
     mask_root = _folder(masks, "data.masks")
     val_mask_root = _folder(val_masks, "data.val_masks")
-    apart = [Path(p).resolve() for p in (masks, val_root, val_masks, ignore) if p]
+    apart = [Path(p).expanduser().resolve() for p in (masks, val_root, val_masks, ignore) if p]
     names = [n for n in list_images(root) if not _within(root / n, apart)]
     if classes is None:
         classes = sorted({label for row in table.values() for label in row})
@@ -102,10 +102,13 @@ def folder_source(
         for key in rows
     ]
     val = []
+    names_of_splits = {"train": "train", "score": "train"}
     if val_root is not None:
-        for name in list_images(Path(val_root)):
+        val_root = Path(val_root).expanduser()
+        names_of_splits["val"] = "val"
+        for name in list_images(val_root):
             stem = name.rsplit(".", 1)[0]
-            val.append(Sample(stem, Path(val_root) / name, (), _mask(val_mask_root, stem)))
+            val.append(Sample(stem, val_root / name, (), _mask(val_mask_root, stem)))
     return Source(
         classes=classes,
         train=tuple(samples),
@@ -113,13 +116,17 @@ def folder_source(
         val=tuple(s for s in val if s.mask is not None),
         mask_values=plain_mask_values(len(classes)),
         problems=tuple(problems),
+        split_names=names_of_splits,
     )
 
 
 def _folder(path: str | Path | None, key: str) -> Path | None:
-    if path is not None and not Path(path).is_dir():
+    if path is None:
+        return None
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
         raise WSSSError(f"folder {path} does not exist; set {key} to a folder of masks, or to null")
-    return None if path is None else Path(path)
+    return folder
 
 
 def _within(path: Path, folders: Sequence[Path]) -> bool:
@@ -140,8 +147,9 @@ def write_label_template(root: str | Path, labels: str | Path = "labels.csv") ->
     Raises:
         WSSSError: If the folder holds no images, the file exists already, or is to be a JSON.
     """
-    path = Path(root) / labels
+    root = Path(root).expanduser()
+    path = root / Path(labels).expanduser()
     if path.suffix.lower() == ".json":
         raise WSSSError(f"a template is a CSV, but the label file is {path}; set data.labels")
-    write_template(path, list_images(Path(root)))
+    write_template(path, list_images(root))
     return path

@@ -109,11 +109,16 @@ def voc_palette() -> NDArray[np.uint8]:
 
 def save_mask(path: Path, mask: NDArray[np.uint8]) -> None:
     """Write a label map ``(H, W)`` as a PNG with VOC's palette, so that it opens in colour."""
+    write_bytes(path, mask_png(mask))
+
+
+def mask_png(mask: NDArray[np.uint8]) -> bytes:
+    """The file that :func:`save_mask` writes."""
     image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8), mode="L")
     image.putpalette(voc_palette().tobytes())
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def resize_mask(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

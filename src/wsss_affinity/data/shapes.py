@@ -52,7 +52,7 @@ def shapes_source(
         WSSSError: If the folder cannot be written or a class is unknown.
     """
     name = f"shapes-v{_FORMAT}-seed{seed}-{num_train}+{num_val}-{image_size}px"
-    folder = Path(root) / name
+    folder = Path(root).expanduser() / name
     if not folder.is_dir():
         make_directory(folder.parent)
         partial = folder.with_name(f".{name}.{uuid.uuid4().hex[:8]}.tmp")

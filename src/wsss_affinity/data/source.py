@@ -78,13 +78,48 @@ class Source:
         values = load_mask(sample.mask)
         labels = np.asarray(self.mask_values, dtype=np.int16)[values]
         if labels.min(initial=0) < 0:
-            wrong = np.unique(values[labels < 0]).tolist()
-            top = max(v for v, label in enumerate(self.mask_values[:UNSURE]) if label >= 0)
-            raise WSSSError(
-                f"mask {sample.mask} holds the values {wrong}; expected 0 (background), "
-                f"1 to {top} (classes) or 255 (void); mend the mask or data.classes"
-            )
+            check_values(np.unique(values).tolist(), self.mask_values, sample.mask, self.background)
         return labels.astype(np.uint8)
+
+
+def check_values(
+    values: Iterable[int], mask_values: Sequence[int], mask: Path, background: bool = True
+) -> None:
+    """Refuse values that a mask file must not hold.
+
+    Args:
+        values: Those of the file.
+        mask_values: As in :class:`Source`.
+        mask: The file, for the message.
+        background: As in :class:`Source`.
+
+    Raises:
+        WSSSError: With the wrong values and those that are allowed.
+    """
+    wrong = [value for value in values if mask_values[value] < 0]
+    if not wrong:
+        return
+    if background:
+        top = max(v for v, label in enumerate(mask_values[:UNSURE]) if label >= 0)
+        allowed, mend = f"0 (background), 1 to {top} (classes) or 255 (void)", " or data.classes"
+    else:
+        void = [v for v, label in enumerate(mask_values) if label == UNSURE]
+        classes = [v for v, label in enumerate(mask_values) if 0 <= label < UNSURE]
+        allowed, mend = f"class indices ({_ranges(classes)}) or void ({_ranges(void)})", ""
+    raise WSSSError(
+        f"mask {mask} holds the values {wrong}; expected {allowed}; mend the mask{mend}"
+    )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Write sorted numbers in short: ``3, 7 to 9``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{r[0]} to {r[-1]}" if len(r) > 1 else f"{r[0]}" for r in runs)
 
 
 def class_names(classes: Sequence[str]) -> tuple[str, ...]:
@@ -105,6 +140,21 @@ def class_names(classes: Sequence[str]) -> tuple[str, ...]:
 def plain_mask_values(num_classes: int) -> tuple[int, ...]:
     """Mask values that are the labels already: 0 … ``num_classes``, and 255."""
     return (*range(num_classes + 1), *([-1] * (254 - num_classes)), UNSURE)
+
+
+def class_mask_values(indices: Sequence[int], void: Iterable[int] = ()) -> tuple[int, ...]:
+    """Mask values of a data set without background.
+
+    Args:
+        indices: The value that each class has in the mask files, first class first.
+        void: Values of pixels that are not scored; 255 always is one.
+    """
+    values = [-1] * UNSURE + [UNSURE]
+    for value in void:
+        values[value] = UNSURE
+    for label, value in enumerate(indices, start=1):
+        values[value] = label
+    return tuple(values)
 
 
 def label_indices(

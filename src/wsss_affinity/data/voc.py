@@ -47,32 +47,37 @@ def voc_source(
     train_split: str,
     score_split: str | None = None,
     val_split: str | None = None,
+    test_split: str | None = None,
     classes: Sequence[str] | None = None,
     all_classes: Sequence[str] = VOC_CLASSES,
     labels_csv: str | Path | None = None,
-    mask_folder: str = "SegmentationClass",
+    mask_folder: str | Path = "SegmentationClass",
 ) -> Source:
     """List a data set in VOC's layout.
 
     ``ImageSets/Segmentation/<split>.txt`` names the images of a split, ``JPEGImages/<id>.jpg`` are
     the photographs, ``Annotations/<id>.xml`` hold the objects, and ``<mask_folder>/<id>.png`` the
-    masks, whose values follow ``all_classes``.
+    masks, whose values follow ``all_classes``. Every object of an annotation counts for the
+    image-level labels, those marked ``difficult`` too, as in the published code. A split may also
+    be the absolute path of a list that lies elsewhere.
 
     Args:
         root: Folder that holds these.
         train_split: Split to train on and to make pseudo-masks for.
         score_split: Split within ``train_split`` to score them on; None for all of it.
         val_split: Split to score the segmentation network on.
+        test_split: Split whose predictions are handed in to a server; photographs are enough.
         classes: Restrict to these classes; pixels of the others become background.
         all_classes: The classes of the mask files, value 1 first.
         labels_csv: Read image-level labels from this file instead of the annotations; a relative
             path starts at ``root``.
-        mask_folder: Folder of the masks.
+        mask_folder: Folder of the masks; a relative path starts at ``root``.
 
     Raises:
-        WSSSError: If a list is missing, empty or names an id twice, or a class is unknown.
+        WSSSError: If a list is missing, empty or names an id twice, a class is unknown, or a
+            photograph of the test split is missing.
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     classes = class_names(all_classes if classes is None else classes)
     for name in classes:
         if name not in all_classes:
@@ -81,15 +86,16 @@ def voc_source(
             )
     table = None
     if labels_csv is not None:
-        rows = read_label_file(root / labels_csv)
+        rows = read_label_file(root / Path(labels_csv).expanduser())
         table = {name.removesuffix(".jpg"): labels for name, labels in rows.items()}
 
+    masks = root / Path(mask_folder).expanduser()
     problems: list[Problem] = []
     cache: dict[str, Sample | None] = {}
 
     def sample(name: str) -> Sample | None:
         if name not in cache:
-            cache[name] = _sample(root, name, classes, all_classes, table, mask_folder, problems)
+            cache[name] = _sample(root, name, classes, all_classes, table, masks, problems)
         return cache[name]
 
     def split(name: str | None) -> tuple[Sample, ...]:
@@ -105,6 +111,12 @@ def voc_source(
             f"({min(outside)}, …); score_split must lie within train_split, since pseudo-masks "
             "are made for the latter only"
         )
+    splits = {
+        "train": train_split,
+        "score": score_split or train_split,
+        "val": val_split,
+        "test": test_split,
+    }
     position = {name: index for index, name in enumerate(classes, start=1)}
     values = [0, *(position.get(name, 0) for name in all_classes)]
     values += [-1] * (255 - len(values)) + [UNSURE]
@@ -115,11 +127,25 @@ def voc_source(
         val=tuple(s for s in split(val_split) if s.mask is not None),
         mask_values=tuple(values),
         problems=tuple(problems),
+        test=() if test_split is None else _test_samples(root, test_split),
+        split_names={role: Path(name).stem for role, name in splits.items() if name},
     )
 
 
+def _test_samples(root: Path, split: str) -> tuple[Sample, ...]:
+    found = [Sample(n, root / "JPEGImages" / f"{n}.jpg", ()) for n in _read_split(root, split)]
+    # nothing opens them before the network is trained
+    missing = [sample.image for sample in found if not sample.image.is_file()]
+    if missing:
+        raise WSSSError(
+            f"{len(missing)} photographs of split {split!r} are missing ({missing[0]}, …); unpack "
+            "the archive of the test images there, or set data.test_split=null"
+        )
+    return tuple(found)
+
+
 def _read_split(root: Path, split: str) -> list[str]:
-    path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    path = root / "ImageSets" / "Segmentation" / f"{split.removesuffix('.txt')}.txt"
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except FileNotFoundError:
@@ -143,7 +169,7 @@ def _sample(
     classes: Sequence[str],
     all_classes: Sequence[str],
     table: dict[str, list[str]] | None,
-    mask_folder: str,
+    masks: Path,
     problems: list[Problem],
 ) -> Sample | None:
     annotation = root / "Annotations" / f"{name}.xml"
@@ -159,7 +185,7 @@ def _sample(
     else:
         problems.append(Problem(name, f"image {name} has no row in the label file; add one"))
         return None
-    mask = root / mask_folder / f"{name}.png"
+    mask = masks / f"{name}.png"
     return Sample(
         id=name,
         image=root / "JPEGImages" / f"{name}.jpg",
