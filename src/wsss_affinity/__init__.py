@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wsss_affinity.backbones import create_backbone, list_backbones, register_backbone
+    from wsss_affinity.checkpoint import load_published
     from wsss_affinity.config import load_config
     from wsss_affinity.data import WSSSDataModule
     from wsss_affinity.errors import WSSSError
@@ -37,6 +38,7 @@ _HOME = {
     "create_backbone": "backbones",
     "list_backbones": "backbones",
     "load_config": "config",
+    "load_published": "checkpoint",
     "pairwise_affinity": "layers",
     "random_walk": "layers",
     "register_backbone": "backbones",
@@ -57,6 +59,7 @@ __all__ = [
     "create_backbone",
     "list_backbones",
     "load_config",
+    "load_published",
     "pairwise_affinity",
     "random_walk",
     "register_backbone",

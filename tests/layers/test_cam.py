@@ -31,6 +31,27 @@ def test_head_has_no_bias_and_drops_channels_in_training_only():
     torch.testing.assert_close(head.train().cam(ones), torch.ones(1, 2, 3, 3))
 
 
+def test_root_of_the_maps():
+    head = CAMHead(6, 3, activation="sqrt").eval()
+    plain = CAMHead(6, 3)
+    plain.load_state_dict(head.state_dict())
+    features = torch.randn(2, 6, 4, 5)
+    with torch.no_grad():
+        maps = plain.cam(features)
+        assert (maps == 0).any()
+        torch.testing.assert_close(head.cam(features), maps**0.5)
+        assert torch.equal(head(features), plain(features))
+
+
+def test_initialisation():
+    bound = (6 / (400 + 30)) ** 0.5  # Xavier uniform
+    assert CAMHead(400, 30, xavier=True).classifier.weight.abs().max().item() == pytest.approx(
+        bound, rel=1e-3
+    )
+    bound = 400**-0.5  # torch's own
+    assert CAMHead(400, 30).classifier.weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
+
+
 def test_normalize_divides_each_class_by_its_maximum_over_the_image():
     cam = torch.rand(2, 3, 4, 5, dtype=torch.float64) * torch.tensor([1.0, 7.0, 300.0]).view(
         3, 1, 1

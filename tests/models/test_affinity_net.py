@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wsss_affinity.backbones import Backbone, FeatureInfo
+from wsss_affinity.backbones import Backbone, FeatureInfo, HeadStyle
 from wsss_affinity.errors import WSSSError
 from wsss_affinity.layers import Neighborhood, pairwise_affinity
 from wsss_affinity.models import AffinityNet
@@ -79,6 +79,44 @@ def test_takes_the_last_three_levels():
     assert net.stride == 8
     with pytest.raises(WSSSError, match="needs three feature maps, the backbone returns 2"):
         AffinityNet(Pyramid((4, 8), (3, 4)))
+
+
+class Grouped(Pyramid):
+    heads = HeadStyle(affinity_groups=(8, 16, 32))
+    asked = 0
+
+    def for_affinity(self):
+        self.asked += 1
+
+
+@torch.no_grad()
+def test_group_norm_where_the_backbone_asks_for_it(net):
+    assert not any(name.startswith("norms") for name in net.state_dict())
+    grouped = AffinityNet(Grouped()).eval()
+    assert grouped.backbone.asked == 1
+    assert [(m.num_groups, m.num_channels) for m in grouped.norms] == [
+        (8, 64),
+        (16, 128),
+        (32, 256),
+    ]
+    grouped.load_state_dict(net.state_dict(), strict=False)
+    images = torch.randn(1, 3, 24, 40)
+    levels = []
+    for feature, conv, groups in zip(
+        grouped.backbone(images), grouped.levels, (8, 16, 32), strict=True
+    ):
+        level = F.elu(F.group_norm(conv(feature), groups))
+        levels.append(F.interpolate(level, (3, 5), mode="bilinear", align_corners=False))
+    expected = F.elu(grouped.fuse(torch.cat(levels, 1)))
+    torch.testing.assert_close(grouped.features(images), expected)
+    assert not torch.allclose(net.features(images), expected)
+
+
+def test_a_module_of_another_base_class():
+    module = nn.Sequential()
+    module.feature_info = FeatureInfo((5, 6, 7), (2, 4, 8))
+    module.mean = module.std = (0.5, 0.5, 0.5)
+    assert not list(AffinityNet(module).norms.parameters())
 
 
 def test_stride_is_8_unless_told_otherwise():

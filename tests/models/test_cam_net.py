@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wsss_affinity.backbones import Backbone, FeatureInfo
+from wsss_affinity.backbones import Backbone, FeatureInfo, HeadStyle
 from wsss_affinity.errors import WSSSError
 from wsss_affinity.models import CAMNet
 
@@ -48,6 +48,33 @@ def test_takes_a_name_with_options():
         CAMNet("resnet1", 4)
 
 
+class Styled(Plain):
+    heads = HeadStyle(cam_dropout=0.3, cam_activation="sqrt", cam_xavier=True)
+
+
+@torch.no_grad()
+def test_the_head_follows_the_backbone(net):
+    assert (net.head.dropout.p, net.head.activation) == (0.0, "relu")
+    styled = CAMNet(Styled(), num_classes=5).eval()
+    assert styled.head.dropout.p == 0.3
+    assert CAMNet(Styled(), num_classes=5, dropout=0.0).head.dropout.p == 0.0
+    # beyond the bound of torch's own initialisation, 1 / sqrt(6)
+    weights = torch.stack([CAMNet(Styled(), 5).head.classifier.weight for _ in range(20)])
+    assert 0.65 < weights.abs().max() <= (6 / 11) ** 0.5
+    images = torch.randn(1, 3, 16, 16)
+    maps = torch.einsum(
+        "cd,bdhw->bchw", styled.head.classifier.weight[:, :, 0, 0], styled.backbone(images)[-1]
+    )
+    torch.testing.assert_close(styled.cam(images), maps.clamp_min(0).sqrt())
+
+
+def test_a_module_of_another_base_class_has_the_plain_head():
+    module = nn.Conv2d(3, 6, 4, stride=4)
+    module.feature_info, module.mean, module.std = Plain.feature_info, Plain.mean, Plain.std
+    head = CAMNet(module, num_classes=5).head
+    assert (head.dropout.p, head.activation) == (0.0, "relu")
+
+
 def test_learns_to_tell_two_colours():
     net = CAMNet(Plain(), num_classes=2)
     images = torch.zeros(2, 3, 16, 16)
@@ -81,7 +108,7 @@ def test_scales_and_mirror_images_add_up(net):
     expected = torch.zeros(2, 5, *size)
     for scale in (1.0, 0.5, 1.5, 2.0):
         target = (round(36 * scale), round(52 * scale))
-        scaled = F.interpolate(images, target, mode="bicubic", antialias=scale < 1)
+        scaled = F.interpolate(images, target, mode="bicubic", antialias=True)
         for mirrored in (False, True):
             maps = net.cam(scaled.flip(-1) if mirrored else scaled)
             maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)

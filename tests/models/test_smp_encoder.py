@@ -35,6 +35,37 @@ def test_features_are_those_of_the_backbone(tmp_path):
     assert net(torch.randn(2, 3, 50, 70)).shape == (2, 3, 50, 70)
 
 
+@torch.no_grad()
+def test_images_are_turned_to_the_normalisation_of_the_backbone():
+    net = SegmentationNet(3, encoder="vgg16_largefov").eval()
+    pixels = torch.rand(1, 3, 64, 64)
+    backbone = net.backbone.backbone
+    ours, own = (
+        (pixels - torch.tensor(n.mean)[:, None, None]) / torch.tensor(n.std)[:, None, None]
+        for n in (net, backbone)
+    )
+    image, *features = net.backbone(ours)
+    assert torch.equal(image, ours)
+    for one, two in zip(features, backbone(own), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5 * two.abs().max().item())
+    assert not any("_scale" in name or "_shift" in name for name in net.state_dict())
+
+
+@pytest.mark.parametrize("encoder", ["vgg16_largefov", "resnet38d"])
+@torch.no_grad()
+def test_networks_of_the_paper(encoder):
+    net = SegmentationNet(3, encoder=encoder).eval()
+    assert net(torch.randn(1, 3, 37, 45)).shape == (1, 3, 37, 45)
+
+
+def test_published_weights_of_an_encoder(tmp_path):
+    state = create_backbone("vgg16_largefov").state_dict()
+    torch.save({f"module.{n}": v for n, v in state.items()}, tmp_path / "vgg16_cls.pth")
+    net = SegmentationNet(3, encoder="vgg16_largefov", weights=tmp_path / "vgg16_cls.pth")
+    assert net.pretrained
+    assert torch.equal(net.backbone.backbone.fc7.weight, state["fc7.weight"])
+
+
 def test_architecture_of_another_shape_is_one_sentence():
     with pytest.raises(WSSSError, match=r"tiny|choose another"):
         SegmentationNet(3, architecture="Unet", encoder="tiny")

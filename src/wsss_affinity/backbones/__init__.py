@@ -1,8 +1,10 @@
 """Backbones: a small contract, a registry, and adapters to torchvision and timm."""
 
-from wsss_affinity.backbones import tiny as _tiny  # registers its names
-from wsss_affinity.backbones import torchvision as _torchvision  # registers its names
-from wsss_affinity.backbones.base import Backbone, FeatureInfo, load_weights
+from wsss_affinity.backbones import resnet38d as _resnet38d  # these register their names
+from wsss_affinity.backbones import tiny as _tiny
+from wsss_affinity.backbones import torchvision as _torchvision
+from wsss_affinity.backbones import vgg16 as _vgg16
+from wsss_affinity.backbones.base import Backbone, FeatureInfo, HeadStyle, load_weights
 from wsss_affinity.backbones.registry import (
     create_backbone,
     list_backbones,
@@ -12,9 +14,10 @@ from wsss_affinity.backbones.registry import (
 __all__ = [
     "Backbone",
     "FeatureInfo",
+    "HeadStyle",
     "create_backbone",
     "list_backbones",
     "load_weights",
     "register_backbone",
 ]
-del _tiny, _torchvision
+del _resnet38d, _tiny, _torchvision, _vgg16

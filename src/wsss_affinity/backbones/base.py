@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Literal, cast
 
-import torch
 from torch import Tensor, nn
 
+from wsss_affinity.checkpoint import read_state_dict
 from wsss_affinity.errors import WSSSError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -23,6 +23,24 @@ class FeatureInfo:
     strides: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class HeadStyle:
+    """How the heads of a network are built on a backbone; the published ones differ.
+
+    Attributes:
+        cam_dropout: Channel dropout before the classifier's pooling.
+        cam_activation: ``"relu"``, or ``"sqrt"`` for ``sqrt(relu(·))`` in activation maps.
+        cam_xavier: Whether the classifier starts from Xavier-uniform weights.
+        affinity_groups: Groups of a GroupNorm after each 1×1 convolution of AffinityNet's three
+            levels; None for no GroupNorm.
+    """
+
+    cam_dropout: float = 0.0
+    cam_activation: Literal["relu", "sqrt"] = "relu"
+    cam_xavier: bool = False
+    affinity_groups: tuple[int, int, int] | None = None
+
+
 class Backbone(nn.Module):
     """Base class of backbones; any module with the same attributes keeps the contract too.
 
@@ -34,12 +52,14 @@ class Backbone(nn.Module):
         mean: Per channel, subtracted from RGB in [0, 1].
         std: Per channel, divided by.
         stages: Groups of layers, first to last, for freezing.
+        heads: How the heads on it are built.
         pretrained: Whether weights were loaded; untrained backbones learn at the rate of a head.
     """
 
     feature_info: FeatureInfo
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    heads: HeadStyle = HeadStyle()
     pretrained: bool = False
 
     def __init__(self) -> None:
@@ -55,6 +75,9 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map images ``(B, 3, H, W)`` to feature maps, finest first."""
         raise NotImplementedError
+
+    def for_affinity(self) -> None:
+        """Change what AffinityNet needs otherwise than a classifier; it calls this once."""
 
     def freeze(self, *, batchnorm: bool = False, num_stages: int = 0) -> None:
         """Keep parts of the network as they are.
@@ -121,26 +144,7 @@ def load_weights(module: nn.Module, path: str | Path) -> list[str]:
         WSSSError: If the file is missing or no state dict, if less than half of the parameters
             are in it, or if a shape differs.
     """
-    path = Path(path)
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WSSSError(
-            f"weights file {path} does not exist; give the path of a .pth file, "
-            "'imagenet', or null for random weights"
-        ) from None
-    except Exception as error:
-        raise WSSSError(
-            f"weights file {path} cannot be read as a state dict ({type(error).__name__}); "
-            "save it with torch.save(model.state_dict(), path)"
-        ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise WSSSError(f"weights file {path} holds no state dict of tensors")
-    state = {
-        name.removeprefix("module.").removeprefix("network."): value
-        for name, value in state.items()
-    }
+    state = {n.removeprefix("network."): v for n, v in read_state_dict(path).items()}
     own = module.state_dict()
     for name in own.keys() & state.keys():
         if own[name].shape != state[name].shape:

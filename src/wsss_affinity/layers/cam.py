@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,12 +21,26 @@ class CAMHead(nn.Module):
         in_channels: Channels of the last feature map.
         num_classes: Object classes, background not counted.
         dropout: Channel dropout before pooling, training only.
+        activation: ``"relu"``, or ``"sqrt"`` for maps ``sqrt(relu(·))``, which has no gradient
+            where they are 0.
+        xavier: Start from Xavier-uniform weights instead of torch's own.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        dropout: float = 0.0,
+        *,
+        activation: Literal["relu", "sqrt"] = "relu",
+        xavier: bool = False,
+    ) -> None:
         super().__init__()
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(in_channels, num_classes, kernel_size=1, bias=False)
+        self.activation = activation
+        if xavier:
+            nn.init.xavier_uniform_(self.classifier.weight)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features ``(B, D, h, w)`` to logits ``(B, C)``."""
@@ -34,8 +50,8 @@ class CAMHead(nn.Module):
 
     def cam(self, features: Tensor) -> Tensor:
         """Map features ``(B, D, h, w)`` to activation maps ``(B, C, h, w)``, at least 0."""
-        maps: Tensor = self.classifier(features)
-        return maps.relu()
+        maps: Tensor = self.classifier(features).relu()
+        return maps.sqrt() if self.activation == "sqrt" else maps
 
 
 def normalize_cam(cam: Tensor) -> Tensor:
@@ -74,3 +90,25 @@ def add_background(cam: Tensor, alpha: float) -> Tensor:
         return cam.new_ones((*cam.shape[:-3], 1, *cam.shape[-2:]))
     background = (1 - cam.amax(dim=-3, keepdim=True)).clamp_min(0) ** alpha
     return torch.cat([background, cam], dim=-3)
+
+
+def height_prior(height: int, centre: float, spread: float) -> Tensor:
+    r"""Weigh rows by how likely a class lies there, :math:`\exp(-(y - c)^2 / 2 s^2)`.
+
+    For classes that are in every image, such as the sky in street scenes: no image-level label
+    tells them apart, but it is known where they lie.
+
+    Args:
+        height: Rows of the map.
+        centre: The likeliest height, 0 the top and 1 the bottom of the image.
+        spread: Standard deviation, in heights of the image; positive.
+
+    Returns:
+        ``(height, 1)``, to multiply maps ``(..., height, width)`` with.
+
+    Example:
+        >>> height_prior(2, centre=0.25, spread=0.5).flatten().tolist()
+        [1.0, 0.6065306663513184]
+    """
+    rows = (torch.arange(height) + 0.5) / height
+    return torch.exp(-0.5 * ((rows - centre) / spread) ** 2)[:, None]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_affinity.backbones import create_backbone
+from wsss_affinity.backbones import Backbone, HeadStyle, create_backbone
 from wsss_affinity.errors import WSSSError
 from wsss_affinity.layers.affinity import pairwise_affinity
 from wsss_affinity.layers.neighborhood import Border, Neighborhood
@@ -22,8 +22,8 @@ class AffinityNet(nn.Module):
 
     The last three levels of the backbone go through 1×1 convolutions to 64, 128 and 256 channels
     and ELU, are resized to the grid of the last one and concatenated; another 1×1 convolution and
-    ELU give the feature (Ahn & Kwak, CVPR 2018, section 3.2 and figure 3). The method runs it at
-    output stride 8.
+    ELU give the feature (Ahn & Kwak, CVPR 2018, section 3.2 and figure 3). Some backbones ask for a
+    GroupNorm before the ELU of each level. The method runs it at output stride 8.
 
     Args:
         backbone: A name or module for :func:`~wsss_affinity.backbones.create_backbone`.
@@ -44,6 +44,8 @@ class AffinityNet(nn.Module):
         if isinstance(backbone, str):
             backbone_options.setdefault("output_stride", 8)
         self.backbone = create_backbone(backbone, **backbone_options)
+        if isinstance(self.backbone, Backbone):
+            self.backbone.for_affinity()
         self.radius = Neighborhood(radius).radius
         info = self.backbone.feature_info
         if len(info.channels) < len(_LEVEL_CHANNELS):
@@ -58,6 +60,11 @@ class AffinityNet(nn.Module):
         for level in levels:
             nn.init.kaiming_normal_(level.weight)
         self.levels = nn.ModuleList(levels)
+        groups = getattr(self.backbone, "heads", HeadStyle()).affinity_groups
+        self.norms = nn.ModuleList(
+            nn.GroupNorm(groups[i], c) if groups else nn.Identity()
+            for i, c in enumerate(_LEVEL_CHANNELS)
+        )
         width = sum(_LEVEL_CHANNELS)
         self.fuse = nn.Conv2d(width, width, 1, bias=False)
         nn.init.xavier_uniform_(self.fuse.weight, gain=4)
@@ -67,8 +74,8 @@ class AffinityNet(nn.Module):
         maps = self.backbone(images)[-len(self.levels) :]
         grid = maps[-1].shape[-2:]
         levels = []
-        for conv, feature_map in zip(self.levels, maps, strict=True):
-            level = F.elu(conv(feature_map))
+        for conv, norm, feature_map in zip(self.levels, self.norms, maps, strict=True):
+            level = F.elu(norm(conv(feature_map)))
             if level.shape[-2:] != grid:
                 level = F.interpolate(level, grid, mode="bilinear", align_corners=False)
             levels.append(level)

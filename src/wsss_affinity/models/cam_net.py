@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from wsss_affinity.backbones import create_backbone
+from wsss_affinity.backbones import HeadStyle, create_backbone
 from wsss_affinity.layers.cam import CAMHead
 from wsss_affinity.models.multi_scale import multi_scale_sum
 
@@ -18,7 +18,8 @@ class CAMNet(nn.Module):
     Args:
         backbone: A name or module for :func:`~wsss_affinity.backbones.create_backbone`.
         num_classes: Object classes, background not counted.
-        dropout: Channel dropout before pooling, training only.
+        dropout: Channel dropout before pooling, training only; None for what belongs to the
+            backbone.
         **backbone_options: Passed to ``create_backbone``.
 
     Example:
@@ -33,13 +34,19 @@ class CAMNet(nn.Module):
         self,
         backbone: str | nn.Module,
         num_classes: int,
-        dropout: float = 0.0,
+        dropout: float | None = None,
         **backbone_options: Any,
     ) -> None:
         super().__init__()
         self.backbone = create_backbone(backbone, **backbone_options)
-        info = self.backbone.feature_info
-        self.head = CAMHead(info.channels[-1], num_classes, dropout)
+        style = getattr(self.backbone, "heads", HeadStyle())
+        self.head = CAMHead(
+            self.backbone.feature_info.channels[-1],
+            num_classes,
+            style.cam_dropout if dropout is None else dropout,
+            activation=style.cam_activation,
+            xavier=style.cam_xavier,
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images ``(B, 3, H, W)`` to logits ``(B, C)``."""
