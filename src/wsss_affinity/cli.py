@@ -71,6 +71,9 @@ def _run(cfg: DictConfig) -> float | None:
         if name == "train_segmentation":
             print(f"network        {stage.path}  (predict.network)")
         if name == "evaluate":
+            archive = stage.manifest["metrics"]["submission"]
+            if archive is not None:
+                print(f"submission     {stage.path / archive}")
             sheet = stage.path / "contact_sheet.png"
             if sheet.is_file():
                 from wsss_affinity.files import write_bytes
@@ -79,7 +82,7 @@ def _run(cfg: DictConfig) -> float | None:
                 print(f"contact sheet  {folder / sheet.name}")
     print(f"metrics        {folder / 'metrics.json'}")
     masks = [s["miou"] for s in result.scores if s["name"] == "pseudo-masks"]
-    return float(masks[0]) if masks else None
+    return masks[0] if masks else None
 
 
 def _predict(cfg: DictConfig) -> None:

@@ -64,9 +64,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise write_error(path, error) from error
 
 
-def save_arrays(
-    path: Path, arrays: Mapping[str, NDArray[Any]], *, compress: bool = False
-) -> None:
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], *, compress: bool = False) -> None:
     """Write named arrays as one ``.npz`` file."""
     buffer = io.BytesIO()
     save = np.savez_compressed if compress else np.savez

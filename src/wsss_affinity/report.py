@@ -16,7 +16,7 @@ def print_report(result: RunResult, *, per_class: bool = False) -> None:
 
     Args:
         result: Of a run.
-        per_class: Whether to print the IoU of every class too.
+        per_class: Whether to print IoU, precision and recall of every class too.
     """
     console = Console()
     if result.stages:
@@ -24,8 +24,12 @@ def print_report(result: RunResult, *, per_class: bool = False) -> None:
     scores = result.scores
     if scores:
         console.print(_score_table(scores))
+        sweeps = result.stages["evaluate"].manifest["metrics"]["sweeps"]
+        if sweeps:
+            console.print(_sweep_table(sweeps))
         if per_class:
-            console.print(_class_table(scores))
+            for title in ("IoU", "precision", "recall"):
+                console.print(_class_table(scores, title))
     elif "evaluate" in result.stages:
         console.print("There are no masks to score with (data.masks, data.mask_folder).")
     if result.skipped:
@@ -51,32 +55,69 @@ def _duration(seconds: float) -> str:
 
 
 def _score_table(scores: list[dict[str, Any]]) -> Table:
-    table = Table("result", "mIoU", "on", "remarks", title="Scores")
+    table = Table("result", "mIoU", "95 %", "on", "remarks", title="Scores")
     for score in scores:
         where = "training images" if score["split"] == "score" else "unseen images"
-        row = score["name"], f"{score['miou']:.3f}", f"{score['images']} {where}"
-        table.add_row(*row, ", ".join(_remarks(score)))
+        name = f" ({score['split_name']})" if score["split_name"] else ""
+        interval = score["interval"]
+        table.add_row(
+            score["name"],
+            _share(score["miou"]),
+            "" if interval is None else f"{interval[0]:.3f}–{interval[1]:.3f}",
+            f"{score['images']} {where}{name}",
+            ", ".join(_remarks(score)),
+        )
     return table
 
 
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
 def _remarks(score: Mapping[str, Any]) -> list[str]:
-    remarks = []
-    if score["threshold"] is not None:
-        how = "chosen with masks" if score["saw_masks"] else "chosen without masks"
-        remarks.append(f"threshold {score['threshold']:.2f} {how}")
+    remarks = [
+        f"{what} {score[key]:{form}}"
+        for what, key, form in (("threshold", "threshold", ".2f"), ("α", "alpha", "g"))
+        if score[key] is not None
+    ]
+    if score["crf"]:
+        number = score["crf_iterations"]
+        remarks.append(f"dense CRF ({number} iteration{'s' if number > 1 else ''})")
+    if remarks and score["saw_masks"]:
+        where = score["split_name"] or "the training images"
+        remarks[-1] += f": chosen with masks of {where}"
+    if score["trained_on_masks"]:
+        remarks.append("trained on masks")
     if score["coverage"] is not None:
         remarks.append(f"{score['coverage']:.0%} of the pixels labelled")
-    if score["crf"]:
-        remarks.append("dense CRF")
     if not score["labels_given"]:
         remarks.append("no image-level labels given")
+    elif score["labels_from_masks"]:
+        remarks.append("image-level labels read off masks given")
+    else:
+        remarks.append("image-level labels given")
     return remarks
 
 
-def _class_table(scores: list[dict[str, Any]]) -> Table:
-    names = list(dict.fromkeys(name for score in scores for name in score["iou"]))
-    table = Table("IoU", *(score["name"] for score in scores))
+def _sweep_table(sweeps: Mapping[str, list[dict[str, Any]]]) -> Table:
+    table = Table("sweep", "fixed beforehand", "mIoU", "best by the masks", "mIoU", title="Sweeps")
+    for name, rows in sweeps.items():
+        default = next(row for row in rows if row["default"])
+        best = max(rows, key=lambda row: -1.0 if row["miou"] is None else float(row["miou"]))
+        cells = [c for row in (default, best) for c in (_setting(row), _share(row["miou"]))]
+        table.add_row(name, *cells)
+    return table
+
+
+def _setting(row: Mapping[str, Any]) -> str:
+    parts = ((key, row[key]) for key in row if key not in ("miou", "default"))
+    return ", ".join(f"{key} {value:g}" for key, value in parts if value is not None)
+
+
+def _class_table(scores: list[dict[str, Any]], title: str) -> Table:
+    measure = title.lower()
+    names = list(dict.fromkeys(name for score in scores for name in score[measure]))
+    table = Table(title, *(score["name"] for score in scores))
     for name in names:
-        values = (score["iou"].get(name) for score in scores)
-        table.add_row(name, *("" if v is None else f"{v:.3f}" for v in values))
+        table.add_row(name, *(_share(score[measure].get(name)) for score in scores))
     return table

@@ -1,8 +1,11 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from wsss_affinity.layers import CAMHead, add_background, normalize_cam
+from wsss_affinity.layers.cam import height_prior
 
 
 def test_head_equals_numpy():
@@ -91,3 +94,10 @@ def test_background_without_batch_without_class_and_above_1():
 def test_larger_alpha_is_more_timid():
     cam = torch.rand(3, 6, 6)
     assert bool((add_background(cam, 32)[0] <= add_background(cam, 4)[0]).all())
+
+
+def test_height_prior_by_hand():
+    weights = height_prior(4, centre=0.125, spread=0.25)
+    assert weights.shape == (4, 1)
+    expected = [math.exp(-0.5 * k**2) for k in range(4)]  # rows are a quarter apart
+    assert weights.flatten().tolist() == pytest.approx(expected, rel=1e-6)

@@ -159,6 +159,29 @@ def test_parameters_object_agrees():
     assert torch.equal(DenseCRF()(image, scores), dense_crf(image, scores))
 
 
+def test_snapshots_equal_separate_inferences():
+    image, scores, _ = scene()
+    first = torch.from_numpy(scores)
+    second = first.flip(0).sqrt()
+    crf = DenseCRF(num_iterations=99, gaussian_compat=2.0, bilateral_sxy=40.0)
+    found = crf.snapshots(image, [first, second], [7, 0, 1, 3])
+    assert [len(row) for row in found] == [4, 4]
+    for stack, row in zip((first, second), found, strict=True):
+        for steps, result in zip((7, 0, 1, 3), row, strict=True):
+            alone = DenseCRF(num_iterations=steps, gaussian_compat=2.0, bilateral_sxy=40.0)
+            assert torch.equal(result, alone(image, stack))
+    # they differ, so a mix-up would show
+    assert not torch.equal(found[0][0], found[0][3])
+    assert not torch.equal(found[0][0], found[1][0])
+
+
+def test_stacks_of_different_shape_are_refused():
+    image, scores, _ = scene()
+    stacks = [torch.from_numpy(scores), torch.from_numpy(scores[:2])]
+    with pytest.raises(ValueError, match=r"got \(2, 20, 24\)"):
+        DenseCRF().snapshots(image, stacks, [1])
+
+
 @pytest.mark.parametrize(
     "image",
     [

@@ -4,39 +4,12 @@ import torch
 from PIL import Image
 
 from wsss_affinity.data.images import load_mask
+from wsss_affinity.data.soft_labels import affinity_labels_of
 from wsss_affinity.data.source import Sample
+from wsss_affinity.files import load_arrays
 from wsss_affinity.layers import DenseCRF, add_background
-from wsss_affinity.pipeline.maps import (
-    FinishMask,
-    LabelImage,
-    affinity_labels_of,
-    read_scores,
-    resize_scores,
-    save_scores,
-)
-
-
-def one_hot(labels, count):
-    return torch.nn.functional.one_hot(torch.tensor(labels), count).permute(2, 0, 1).float()
-
-
-def test_affinity_labels_where_background_wins():
-    # columns: sure object, unsure, sure background, conflict (low says object, high background)
-    low = one_hot([[1, 0, 0, 2]], 3)
-    high = one_hot([[1, 2, 0, 0]], 3)
-    labels = affinity_labels_of(low, high, torch.tensor([4, 7]))
-    assert labels.tolist() == [[5, 255, 0, 0]]
-
-
-def test_scores_survive_the_file(tmp_path):
-    scores = torch.rand(2, 3, 4)
-    save_scores(tmp_path / "x.npz", torch.tensor([1, 5]), scores, (12, 16))
-    classes, read, size = read_scores(tmp_path / "x.npz")
-    assert classes.tolist() == [1, 5]
-    assert size == (12, 16)
-    assert torch.allclose(read, scores, atol=5e-4)
-    assert resize_scores(read, size).shape == (2, 12, 16)
-    assert resize_scores(read[:0], size).shape == (0, 12, 16)
+from wsss_affinity.pipeline.maps import FinishMask, LabelImage
+from wsss_affinity.pipeline.scores import save_scores
 
 
 @pytest.fixture
@@ -83,3 +56,33 @@ def test_last_cell_reaching_outside_is_cropped(tmp_path):
     FinishMask(tmp_path / "scores", tmp_path / "masks", None, 8, True, None)(sample)
     # centres of the cells are at 4, 12, 20: the change is halfway between the last two
     assert load_mask(tmp_path / "masks" / "x.png")[0].tolist() == [0] * 16 + [1] * 4
+
+
+def test_soft_labels_are_kept_beside_the_hard_ones(two_tone, tmp_path):
+    cam = torch.full((1, 24, 32), 0.05)  # background by the small α, object by the large one
+    save_scores(tmp_path / "cams" / "x.npz", torch.tensor([2]), cam, (24, 32))
+    folders = tmp_path / "cams", tmp_path / "labels", tmp_path / "soft"
+    LabelImage(*folders, None, 4.0, 128.0, DenseCRF())(two_tone)
+    arrays = load_arrays(tmp_path / "soft" / "x.npz")
+    assert set(arrays) == {"low", "high"}
+    low, high = (torch.from_numpy(arrays[name].astype(np.float32)) for name in ("low", "high"))
+    assert low.shape == (2, 24, 32)
+    torch.testing.assert_close(low.sum(0), torch.ones(24, 32), atol=2e-3, rtol=0)
+    assert (low[0] > 0.5).all()
+    assert (high[0] < 0.5).all()
+    labels = affinity_labels_of(low, high, torch.tensor([2]))
+    assert labels.tolist() == load_mask(tmp_path / "labels" / "x.png").tolist()
+
+
+def test_without_background_one_crf_and_no_background(two_tone, tmp_path):
+    cam = torch.full((1, 24, 32), 0.02)
+    cam[:, :, :12] = 0.9
+    save_scores(tmp_path / "cams" / "x.npz", torch.tensor([2]), cam, (24, 32))
+    folders = tmp_path / "cams", tmp_path / "labels", tmp_path / "soft"
+    LabelImage(*folders, None, 4.0, None, DenseCRF())(two_tone)
+    assert set(load_arrays(tmp_path / "soft" / "x.npz")) == {"low"}
+    labels = load_mask(tmp_path / "labels" / "x.png")
+    assert (labels[:, :15] == 3).all()
+    assert (labels[:, 17:] == 255).all()
+    FinishMask(tmp_path / "cams", tmp_path / "masks", None, 1, False, None)(two_tone)
+    assert (load_mask(tmp_path / "masks" / "x.png") == 3).all()

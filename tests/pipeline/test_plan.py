@@ -103,5 +103,9 @@ def test_only_the_evaluation_depends_on_what_is_there(source):
     # the classifier was deleted, its maps were not
     rest = [name for name in graph if name != "train_cam"]
     assert fingerprints(cfg, source, graph, rest) == whole
+    given = load_config(["evaluate.val_cam=true"])  # which needs the classifier
+    assert changed(whole, fingerprints(given, source, graph)) == {"evaluate"}
+    both = fingerprints(given, source, graph), fingerprints(given, source, graph, rest)
+    assert changed(*both) == {"evaluate"}
     rest.remove("train_affinity")
     assert changed(whole, fingerprints(cfg, source, graph, rest)) == {"evaluate"}

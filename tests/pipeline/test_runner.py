@@ -51,7 +51,9 @@ def test_all_stages_leave_their_files(finished):
 def test_scores_say_what_they_mean(finished):
     _, result = finished
     names = [score["name"] for score in result.scores]
-    assert names == ["CAM", "CAM, best", "affinity labels", "pseudo-masks", "segmentation"]
+    # another α may have been better, or not
+    fixed = [name for name in names if name != "pseudo-masks, best"]
+    assert fixed == ["CAM", "CAM, best", "affinity labels", "pseudo-masks", "segmentation"]
     by_name = dict(zip(names, result.scores, strict=True))
     assert by_name["CAM"]["threshold"] == 0.2
     assert not by_name["CAM"]["saw_masks"]

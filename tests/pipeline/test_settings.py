@@ -18,8 +18,21 @@ from wsss_affinity.pipeline.stages import STAGES
         ("+walk.crf.sxy=3", "walk.crf: .*unexpected keyword argument 'sxy'"),
         ("+train_cam.optimization.rate=1", "train_cam.optimization: .*'rate'"),
         ("cam.scales=[]", r"cam.scales must be a list of positive factors, e.g. \[0.5,1.0\]"),
+        ("cam.store_dtype=half", "cam.store_dtype must be 'float16' or 'float32', got 'half'"),
+        ("+cam.height_prior={sky: [0.5, 1]}", "cam.height_prior: 'sky' is no class; valid names"),
+        ("+cam.height_prior={ring: [0.5, 0]}", r"cam.height_prior.ring must be \[centre, spread\]"),
+        ("+cam.height_prior={ring: 1}", r"cam.height_prior.ring must be \[centre, spread\]"),
+        ("affinity_labels.format=smooth", "affinity_labels.format must be 'hard' or 'soft'"),
+        ("train_affinity.border=half", "train_affinity.border: border must be 'full' or 'psa'"),
+        ("walk.alpha_sweep=[4,-1]", "walk.alpha_sweep must be positive numbers"),
         ("evaluate.scales=[0]", "evaluate.scales must be a list of positive factors"),
         ("evaluate.cam_threshold=20", "evaluate.cam_threshold must be at least 0 and below 1"),
+        ("evaluate.cam_alphas=[4,0]", "evaluate.cam_alpha and evaluate.cam_alphas must be posi"),
+        ("evaluate.cam_alpha=-1", "evaluate.cam_alpha and evaluate.cam_alphas must be positive"),
+        ("evaluate.crf_iterations=[1,-2]", "evaluate.crf_iterations must be a whole number of at"),
+        ("evaluate.crf.num_iterations=0.5", "evaluate.crf.num_iterations must be a whole number"),
+        ("+evaluate.crf.sxy=3", "evaluate.crf: .*unexpected keyword argument 'sxy'"),
+        ("evaluate.submission_name=a/b", "evaluate.submission_name must be the name of a folder"),
         ("train_affinity.radius=1", "train_affinity.radius: radius must be a whole number"),
         ("train_affinity.transform.crop_size=100", "must be a multiple of output_stride 8"),
         ("walk.method=chebishev", "walk: method must be one of auto, power, chebyshev, dense"),
@@ -35,7 +48,7 @@ from wsss_affinity.pipeline.stages import STAGES
 )
 def test_value_out_of_range_is_named(override, message):
     with pytest.raises(WSSSError, match=message):
-        check_settings(load_config([override]), list(STAGES))
+        check_settings(load_config([override]), list(STAGES), ["ring"])
 
 
 def test_shipped_settings_pass_and_stages_that_do_not_run_are_not_looked_at():

@@ -47,3 +47,21 @@ def test_loss_uses_the_networks_own_radius_and_stride():
     found = AffinityTask(net).loss({"image": images, "mask": mask})
     for name in ("loss", "bg", "fg", "neg"):
         assert found[name].item() == pytest.approx(expected[name].item(), rel=1e-6)
+
+
+def test_labels_of_the_grid_are_taken_as_they_are():
+    net = AffinityNet("tiny", radius=2).eval()
+    images, labels = torch.rand(1, 3, 32, 32), torch.randint(0, 3, (1, 4, 4))
+    found = AffinityTask(net).loss({"image": images, "mask": labels})["loss"]
+    assert found.item() == affinity_loss(net(images), labels, radius=2)["loss"].item()
+
+
+def test_border_decides_which_pairs_are_trained_on():
+    net = AffinityNet("tiny", radius=3).eval()
+    images, mask = torch.rand(1, 3, 64, 64), torch.zeros(1, 8, 8, dtype=torch.int64)
+    mask[:, :, 7] = 1  # the only pairs of different labels start or end at the right border
+    batch = {"image": images, "mask": mask}
+    full, psa = (AffinityTask(net, border=border).loss(batch) for border in ("full", "psa"))
+    assert full["neg"].item() == affinity_loss(net(images), mask, radius=3)["neg"].item()
+    expected = affinity_loss(net(images), mask, radius=3, border="psa")
+    assert psa["neg"].item() == expected["neg"].item() != full["neg"].item()

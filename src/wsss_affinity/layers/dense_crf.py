@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,20 +48,40 @@ def dense_crf(
         ValueError: If the shapes do not fit, there is no label, or the image is not uint8.
         WSSSError: If ``pydensecrf`` is not installed.
     """
+    return _mean_field(
+        image,
+        [scores],
+        [num_iterations],
+        gaussian={"sxy": gaussian_sxy, "compat": gaussian_compat},
+        bilateral={"sxy": bilateral_sxy, "srgb": bilateral_srgb, "compat": bilateral_compat},
+    )[0][0]
+
+
+def _mean_field(
+    image: Tensor | NDArray[np.uint8],
+    stacks: Sequence[Tensor],
+    iterations: Sequence[int],
+    *,
+    gaussian: dict[str, float],
+    bilateral: dict[str, float],
+) -> list[list[Tensor]]:
+    """Probabilities for each stack of scores, after each number of iterations."""
     pixels = image.cpu().numpy() if isinstance(image, Tensor) else image
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise ValueError(f"image must be (H, W, 3) uint8, got {pixels.dtype} {pixels.shape}")
-    if scores.ndim != 3 or scores.shape[1:] != pixels.shape[:2]:
-        raise ValueError(
-            f"scores (L, H, W) must have the image's size {pixels.shape[:2]}, "
-            f"got {tuple(scores.shape)}"
-        )
-    labels, height, width = scores.shape
+    shape = stacks[0].shape
+    for scores in stacks:
+        if scores.ndim != 3 or scores.shape[1:] != pixels.shape[:2] or scores.shape != shape:
+            raise ValueError(
+                f"scores (L, H, W) must have the image's size {pixels.shape[:2]}, "
+                f"got {tuple(scores.shape)}"
+            )
+    labels, height, width = shape
     if labels == 0:
         raise ValueError("scores (L, H, W) must hold at least one label, got none")
     if labels == 1:
         # one label has probability 1 everywhere, and pydensecrf needs two
-        return torch.ones_like(scores, dtype=torch.float32)
+        return [[torch.ones_like(s, dtype=torch.float32) for _ in iterations] for s in stacks]
     try:
         from pydensecrf.densecrf import DenseCRF2D
     except ImportError as error:
@@ -68,19 +89,26 @@ def dense_crf(
             "the dense CRF needs pydensecrf; install it with `pip install pydensecrf2`"
         ) from error
 
-    values = scores.detach().float().cpu().clamp(1e-5, 1).log().neg()
+    # the kernels hang on the image alone, and building them takes as long as some iterations
     crf = DenseCRF2D(width, height, labels)
-    crf.setUnaryEnergy(np.ascontiguousarray(values.flatten(1).numpy()))
-    crf.addPairwiseGaussian(sxy=gaussian_sxy, compat=gaussian_compat)
-    crf.addPairwiseBilateral(
-        sxy=bilateral_sxy,
-        srgb=bilateral_srgb,
-        # pydensecrf refuses read-only arrays
-        rgbim=np.array(pixels, order="C", copy=True),
-        compat=bilateral_compat,
-    )
-    result = np.asarray(crf.inference(num_iterations), dtype=np.float32)
-    return torch.from_numpy(result.reshape(labels, height, width)).to(scores.device)
+    crf.addPairwiseGaussian(**gaussian)
+    # pydensecrf refuses read-only arrays
+    crf.addPairwiseBilateral(rgbim=np.array(pixels, order="C", copy=True), **bilateral)
+    results = []
+    for scores in stacks:
+        values = scores.detach().float().cpu().clamp(1e-5, 1).log().neg()
+        crf.setUnaryEnergy(np.ascontiguousarray(values.flatten(1).numpy()))
+        state, *buffers = crf.startInference()
+        after: dict[int, Tensor] = {}
+        for step in range(max(iterations) + 1):
+            if step:
+                crf.stepInference(state, *buffers)
+            if step in iterations:
+                # a copy, since the state goes on changing
+                now = np.array(state, dtype=np.float32).reshape(labels, height, width)
+                after[step] = torch.from_numpy(now).to(scores.device)
+        results.append([after[step] for step in iterations])
+    return results
 
 
 @dataclass(frozen=True)
@@ -96,13 +124,35 @@ class DenseCRF:
 
     def __call__(self, image: Tensor | NDArray[np.uint8], scores: Tensor) -> Tensor:
         """Map image ``(H, W, 3)`` and scores ``(L, H, W)`` to probabilities ``(L, H, W)``."""
-        return dense_crf(
+        return self.snapshots(image, [scores], [self.num_iterations])[0][0]
+
+    def snapshots(
+        self,
+        image: Tensor | NDArray[np.uint8],
+        stacks: Sequence[Tensor],
+        iterations: Sequence[int],
+    ) -> list[list[Tensor]]:
+        """Refine several stacks of scores of one image, and look on while it iterates.
+
+        The results equal those of separate calls; kernels and iterations are shared.
+
+        Args:
+            image: ``(H, W, 3)`` uint8, RGB.
+            stacks: Scores ``(L, H, W)``, all of one shape.
+            iterations: After how many iterations to look, in any order; ``num_iterations`` does
+                not count here.
+
+        Returns:
+            For each stack its probabilities ``(L, H, W)`` after each number of iterations.
+        """
+        return _mean_field(
             image,
-            scores,
-            num_iterations=self.num_iterations,
-            gaussian_sxy=self.gaussian_sxy,
-            gaussian_compat=self.gaussian_compat,
-            bilateral_sxy=self.bilateral_sxy,
-            bilateral_srgb=self.bilateral_srgb,
-            bilateral_compat=self.bilateral_compat,
+            stacks,
+            iterations,
+            gaussian={"sxy": self.gaussian_sxy, "compat": self.gaussian_compat},
+            bilateral={
+                "sxy": self.bilateral_sxy,
+                "srgb": self.bilateral_srgb,
+                "compat": self.bilateral_compat,
+            },
         )

@@ -68,7 +68,7 @@ def affinity_loss(
         sure = (first != UNSURE) & (second != UNSURE) & valid[k][source]
         same = sure & (first == second)
         positive = -torch.log(a + _EPS)
-        negative = -torch.log(1 + _EPS - a)
+        negative = -torch.log((1 - a) + _EPS)  # in this order, or float32 loses the eps next to 1
         for name, mask, value in (
             ("bg", same & (first == 0), positive),
             ("fg", same & (first != 0), positive),

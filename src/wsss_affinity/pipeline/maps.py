@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from wsss_affinity.data.source import Sample
 from wsss_affinity.data.transforms import to_tensor
 from wsss_affinity.files import save_arrays
 from wsss_affinity.layers import DenseCRF, add_background, normalize_cam
+from wsss_affinity.layers.cam import height_prior
 from wsss_affinity.models import AffinityNet, CAMNet
 from wsss_affinity.pipeline.context import Context
 from wsss_affinity.pipeline.fit import load_trained, to_device
@@ -45,34 +46,54 @@ class LoadTensor:
 
 
 def _images_for(
-    net: CAMNet | AffinityNet, context: Context, trained: str, name: str, output: Path
+    net: CAMNet | AffinityNet,
+    trained: Path,
+    context: Context,
+    samples: Sequence[Sample],
+    name: str,
+    output: Path,
 ) -> Iterator[tuple[Sample, Tensor]]:
     """Make a trained network ready, and load the images that have no scores in ``output`` yet."""
-    load_trained(net, context.inputs[trained])
+    load_trained(net, trained)
     to_device(net, context.device)
     load = LoadTensor(net.backbone.mean, net.backbone.std, context.max_side)
     workers, done = context.num_workers, exists(output, ".npz")
-    return map_samples(name, context.source.train, load, num_workers=workers, done=done)
+    return map_samples(name, samples, load, num_workers=workers, done=done)
 
 
 def make_cam(context: Context, directory: Path) -> dict[str, Any]:
     """Make the activation maps of the classes present (Ahn & Kwak, CVPR 2018, section 3.1)."""
+    samples = context.source.train
+    write_cams(context, samples, "make_cam", directory)
+    return {"images": len(samples)}
+
+
+def write_cams(context: Context, samples: Sequence[Sample], name: str, directory: Path) -> None:
+    """Write the activation maps of samples, ``<id>.npz``, by the classifier of ``train_cam``."""
     section = context.cfg.cam
     net = context.cam_net()
-    samples = context.source.train
-    results = _images_for(net, context, "train_cam", "make_cam", directory)
+    results = _images_for(net, context.inputs["train_cam"], context, samples, name, directory)
     with torch.inference_mode():
         for sample, image in results:
             height, width = image.shape[-2:]
             grid = -(-height // section.store_stride), -(-width // section.store_stride)
             cam = net.multi_scale_cam(
                 image.to(context.device), size=grid, scales=section.scales, flip=section.flip
-            )[0]
+            )[0].cpu()
             present = label_vector(sample.labels, len(context.source.classes)).nonzero().flatten()
-            scores = normalize_cam(cam[present.to(cam.device)])
+            scores = normalize_cam(cam[present] * _prior(context, present, grid))
             path = directory / f"{sample.id}.npz"
             save_scores(path, present, scores, (height, width), dtype=section.store_dtype)
-    return {"images": len(samples)}
+
+
+def _prior(context: Context, present: Tensor, grid: tuple[int, int]) -> Tensor:
+    """What ``cam.height_prior`` says of the classes, ``(n, h, 1)``; 1 where it says nothing."""
+    prior = torch.ones(len(present), grid[0], 1)
+    for row, index in enumerate(present.tolist()):
+        known = context.cfg.cam.height_prior.get(context.source.classes[index])
+        if known is not None:
+            prior[row] = height_prior(grid[0], *known)
+    return prior
 
 
 def exists(directory: Path, suffix: str) -> Callable[[Sample], bool]:
@@ -190,7 +211,8 @@ def make_random_walk(context: Context, directory: Path) -> dict[str, Any]:
     options = walk_options(context)
     # the background's own α comes first, then the others
     alphas = [section.alpha, *section.alpha_sweep] if context.source.background else []
-    results = _images_for(net, context, "train_affinity", "random_walk", folder)
+    trained = context.inputs["train_affinity"]
+    results = _images_for(net, trained, context, samples, "random_walk", folder)
     with torch.inference_mode():
         for sample, image in results:
             classes, cam, size = read_scores(context.inputs["make_cam"] / f"{sample.id}.npz")

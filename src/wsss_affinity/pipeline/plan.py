@@ -39,8 +39,10 @@ def fingerprints(
         stage = STAGES[name]
         data = train
         if name == "evaluate":
-            scored = [samples_fingerprint(s, masks=True) for s in (source.score, source.val)]
-            data = [*train, *scored, _settings(cfg, "backbone")]
+            parts = (source.score, source.val, source.test)
+            scored = [samples_fingerprint(part, masks=True) for part in parts]
+            meaning = [source.mask_values, source.labels_from_masks, dict(source.split_names)]
+            data = [*train, *scored, *meaning, _settings(cfg, "backbone")]
         elif _learns_from_masks(stage, cfg):
             data = [*train, samples_fingerprint(source.train, masks=True)]
         inputs = [n for n in reads(stage, cfg) if n in keys]
@@ -60,7 +62,11 @@ def fingerprints(
 
 def reads(stage: Stage, cfg: DictConfig) -> tuple[str, ...]:
     """Stages whose artefacts a stage needs under this configuration."""
-    return () if _learns_from_masks(stage, cfg) else stage.reads
+    if _learns_from_masks(stage, cfg):
+        return ()
+    if stage.name == "evaluate" and not cfg.evaluate.val_cam:
+        return tuple(name for name in stage.reads if name != "train_cam")
+    return stage.reads
 
 
 def _learns_from_masks(stage: Stage, cfg: DictConfig) -> bool:

@@ -16,6 +16,7 @@ from wsss_affinity.errors import WSSSError
 from wsss_affinity.files import write_bytes
 from wsss_affinity.pipeline.artifact import ArtifactStore
 from wsss_affinity.pipeline.context import Context
+from wsss_affinity.pipeline.evaluate import hands_in
 from wsss_affinity.pipeline.plan import (
     chosen_stages,
     describe,
@@ -66,6 +67,12 @@ class RunResult:
         result = self.stages.get("evaluate")
         return [] if result is None else list(result.manifest["metrics"]["scores"])
 
+    @property
+    def sweeps(self) -> dict[str, list[dict[str, Any]]]:
+        """What other thresholds, α and CRF iterations score, by what they are of."""
+        result = self.stages.get("evaluate")
+        return {} if result is None else dict(result.manifest["metrics"]["sweeps"])
+
 
 def run_pipeline(cfg: DictConfig) -> RunResult:
     """Run the stages that the configuration asks for.
@@ -104,7 +111,9 @@ def run_pipeline(cfg: DictConfig) -> RunResult:
                 f"stage {absent[0]} has not been run with this configuration, and {name} reads it; "
                 f"add {absent[0]} to pipeline.only, or start earlier with pipeline.from"
             )
-    check_settings(cfg, to_run)
+    check_settings(cfg, to_run, source.classes)
+    if "evaluate" in to_run:
+        hands_in(cfg, source)
 
     results: dict[str, StageResult] = {}
     for name in graph:
@@ -147,9 +156,10 @@ def artifact_path(cfg: DictConfig, stage: str) -> Path:
 
 
 def write_metrics(result: RunResult, path: Path) -> None:
-    """Write scores, times and skipped images of a run as JSON."""
+    """Write scores, sweeps, times and skipped images of a run as JSON."""
     content = {
         "scores": result.scores,
+        "sweeps": result.sweeps,
         "stages": {
             name: {
                 "artifact": str(stage.path),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from wsss_affinity.errors import WSSSError
+from wsss_affinity.errors import WSSSError, did_you_mean
 from wsss_affinity.layers.dense_crf import DenseCRF
 from wsss_affinity.layers.neighborhood import Neighborhood
 from wsss_affinity.layers.random_walk import random_walk
@@ -17,12 +17,13 @@ from wsss_affinity.models import SegmentationNet
 from wsss_affinity.tasks.base import Optimization, optimizer_class
 
 
-def check_settings(cfg: DictConfig, stages: Collection[str]) -> None:
+def check_settings(cfg: DictConfig, stages: Collection[str], classes: Sequence[str] = ()) -> None:
     """Refuse values that a stage would stumble over, hours later perhaps.
 
     Args:
         cfg: The whole configuration.
         stages: Names of the stages that are going to run.
+        classes: Of the data set.
 
     Raises:
         WSSSError: With the key and what was expected.
@@ -39,13 +40,14 @@ def check_settings(cfg: DictConfig, stages: Collection[str]) -> None:
             with _key(f"{name}.optimization"):
                 Optimization(**cfg[name].optimization)
             optimizer_class(cfg[name].optimization.name)
-    for name in ("affinity_labels", "walk"):
+    for name in ("affinity_labels", "walk", "evaluate"):
         with _key(f"{name}.crf"):
             DenseCRF(**cfg[name].crf)
     if "make_cam" in stages:
         _scales(cfg.cam.scales, "cam.scales")
         _whole(cfg.cam.store_stride, "cam.store_stride", 1)
         _one_of(cfg.cam.store_dtype, ("float16", "float32"), "cam.store_dtype")
+        _height_prior(cfg.cam.height_prior, classes)
     if "affinity_labels" in stages:
         _one_of(cfg.affinity_labels.format, ("hard", "soft"), "affinity_labels.format")
     if "train_affinity" in stages:
@@ -56,12 +58,7 @@ def check_settings(cfg: DictConfig, stages: Collection[str]) -> None:
         section = cfg.train_segmentation
         SegmentationNet(2, architecture=section.architecture, encoder=section.encoder)
     if "evaluate" in stages:
-        _scales(cfg.evaluate.scales, "evaluate.scales")
-        if not 0 <= cfg.evaluate.cam_threshold < 1:
-            raise WSSSError(
-                "evaluate.cam_threshold must be at least 0 and below 1, "
-                f"got {cfg.evaluate.cam_threshold}"
-            )
+        _evaluate(cfg.evaluate)
 
 
 def _whole(value: Any, key: str, least: int) -> None:
@@ -72,6 +69,22 @@ def _whole(value: Any, key: str, least: int) -> None:
 def _one_of(value: Any, choices: tuple[str, ...], key: str) -> None:
     if value not in choices:
         raise WSSSError(f"{key} must be {' or '.join(map(repr, choices))}, got {value!r}")
+
+
+def _height_prior(prior: Any, classes: Sequence[str]) -> None:
+    for name, value in prior.items():
+        if name not in classes:
+            raise WSSSError(
+                f"cam.height_prior: {name!r} is no class; {did_you_mean(name, classes)}"
+            )
+        numbers = list(value) if OmegaConf.is_list(value) else []
+        if len(numbers) != 2 or not all(isinstance(v, (int, float)) for v in numbers):
+            numbers = [0, 0]
+        if not numbers[1] > 0:
+            raise WSSSError(
+                f"cam.height_prior.{name} must be [centre, spread] with a positive spread, "
+                f"e.g. [0.0, 0.2], got {value}"
+            )
 
 
 def _scales(value: Any, key: str) -> None:
@@ -111,6 +124,28 @@ def _walk(cfg: DictConfig) -> None:
             num_steps=walk.num_steps,
             method=walk.method,
             tol=walk.tol,
+        )
+
+
+def _evaluate(section: DictConfig) -> None:
+    _scales(section.scales, "evaluate.scales")
+    if not 0 <= section.cam_threshold < 1:
+        raise WSSSError(
+            f"evaluate.cam_threshold must be at least 0 and below 1, got {section.cam_threshold}"
+        )
+    for alpha in (section.cam_alpha, *section.cam_alphas):
+        if not alpha > 0:
+            raise WSSSError(
+                f"evaluate.cam_alpha and evaluate.cam_alphas must be positive, got {alpha}"
+            )
+    _whole(section.crf.num_iterations, "evaluate.crf.num_iterations", 0)
+    for number in section.crf_iterations:
+        _whole(number, "evaluate.crf_iterations", 0)
+    name = section.submission_name
+    if name is not None and (not isinstance(name, str) or not name or "/" in name):
+        raise WSSSError(
+            "evaluate.submission_name must be the name of a folder, e.g. comp6_test_cls, or null, "
+            f"got {name!r}"
         )
 
 

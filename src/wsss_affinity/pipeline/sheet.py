@@ -21,8 +21,8 @@ from wsss_affinity.layers.neighborhood import Neighborhood
 from wsss_affinity.losses.affinity import UNSURE
 from wsss_affinity.pipeline.context import Context
 from wsss_affinity.pipeline.fit import load_trained
-from wsss_affinity.pipeline.maps import read_scores, resize_scores
 from wsss_affinity.pipeline.predict import load_network
+from wsss_affinity.pipeline.scores import best_labels, read_scores, resize_scores
 
 Panel = Callable[[Sample, Image.Image], "Image.Image | None"]
 _WIDTH, _MARGIN, _TITLE = 180, 6, 16
@@ -121,7 +121,8 @@ def _heat(
 def _walk(image: Image.Image, path: Path) -> Image.Image:
     classes, scores, size = read_scores(path)
     share = scores / scores.sum(0, keepdim=True).clamp_min(1e-6)
-    return _heat(image, classes, share[1:], size)
+    # a background may come first
+    return _heat(image, classes, share[len(share) - len(classes) :], size)
 
 
 def _boundaries(context: Context) -> Panel:
@@ -145,12 +146,13 @@ def _boundaries(context: Context) -> Panel:
 
 
 def _segmentation(context: Context) -> Panel:
-    net, _ = load_network(context.inputs["train_segmentation"])
+    net, description = load_network(context.inputs["train_segmentation"])
+    classes = torch.arange(len(description["classes"]))
 
     def panel(_: Sample, image: Image.Image) -> Image.Image:
         pixels = to_tensor(image, net.mean, net.std)[None]
         with torch.inference_mode():
-            mask = net.probabilities(pixels, flip=False)[0].argmax(0)
-        return _overlay(image, mask.numpy().astype(np.uint8))
+            scores = net.probabilities(pixels, flip=False)[0]
+        return _overlay(image, best_labels(scores, classes, description["background"]))
 
     return panel

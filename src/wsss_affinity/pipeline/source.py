@@ -67,7 +67,7 @@ def check_data(
     """
     if cfg.data.on_error not in ("stop", "skip"):
         raise WSSSError(f"data.on_error must be 'stop' or 'skip', got {cfg.data.on_error!r}")
-    samples = tuple({s.image: s for s in (*source.train, *source.val)}.values())
+    samples = tuple({s.image: s for s in (*source.train, *source.val, *source.test)}.values())
     key = fingerprint([samples_fingerprint(samples, masks=True), source.mask_values])
 
     def look(work: Path) -> dict[str, Any]:
@@ -103,6 +103,7 @@ def check_data(
         train=tuple(s for s in source.train if s.image not in bad),
         score=tuple(s for s in source.score if s.image not in bad),
         val=tuple(s for s in source.val if s.image not in bad),
+        test=tuple(s for s in source.test if s.image not in bad),
     )
     if not kept.train:
         raise WSSSError(f"no usable training image is left: {problems[0].message}")

@@ -55,6 +55,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "evaluate",
             (
+                "train_cam",
                 "make_cam",
                 "affinity_labels",
                 "train_affinity",

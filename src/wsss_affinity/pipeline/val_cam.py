@@ -1,0 +1,46 @@
+"""Activation maps of ``val``, made with its labels given and scored, as in the published code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wsss_affinity.errors import WSSSError
+from wsss_affinity.pipeline.context import Context
+from wsss_affinity.pipeline.maps import write_cams
+from wsss_affinity.pipeline.scoring import Score, make_score
+from wsss_affinity.pipeline.sweep import CountCam, tally_images
+
+
+def score_val_cam(context: Context, folder: Path) -> Score:
+    """Make and score them at the threshold that was fixed beforehand.
+
+    Args:
+        context: With the artefact of ``train_cam``.
+        folder: Gets the maps.
+
+    Raises:
+        WSSSError: If images of ``val`` have no labels.
+    """
+    source, section = context.source, context.cfg.evaluate
+    samples = source.val
+    bare = next((s for s in samples if not s.labels), None)
+    if bare is not None:
+        raise WSSSError(
+            f"evaluate.val_cam gives the CAM the labels of the val images, but {bare.id} has none; "
+            "set evaluate.val_cam=false"
+        )
+    if section.val_drop_last:
+        batch = int(context.cfg.train_cam.batch_size)
+        samples = samples[: len(samples) // batch * batch]
+    write_cams(context, samples, "evaluate: val CAM", folder)
+    threshold = float(section.cam_threshold) if source.background else None
+    if threshold is None:
+        work = CountCam(source, folder, (), ())
+    else:
+        work = CountCam(source, folder, (threshold,), (float(section.cam_alpha),))
+    # of the thresholds and of α; without background there is one
+    settings = (1,) if threshold is None else (1, 1)
+    tally = tally_images(context, "evaluate: val CAM", samples, work, *settings)[0]
+    return make_score(
+        "CAM, val", tally, source=source, split="val", stage="train_cam", threshold=threshold
+    )
