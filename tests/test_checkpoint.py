@@ -91,14 +91,21 @@ def test_a_whole_network_goes_into_a_backbone(published):
         assert report == LoadReport((), (head,))
 
 
-def test_what_a_file_lacks_stays(published, cam_net):
-    before = cam_net.backbone.fc7.bias.detach().clone()
-    state = {n: v + 1 for n, v in published.items() if n != "fc7.bias"}
-    report = load_published(cam_net, state)
-    assert report.missing == ("backbone.fc7.bias", "head.classifier.weight")
-    assert torch.equal(cam_net.backbone.fc7.bias, before)
+def test_head_that_a_file_lacks_stays(published, cam_net):
+    before = cam_net.head.classifier.weight.detach().clone()
+    report = load_published(cam_net, {n: v + 1 for n, v in published.items()})
+    assert report.missing == ("head.classifier.weight",)
+    assert torch.equal(cam_net.head.classifier.weight, before)
     assert torch.equal(cam_net.backbone.fc6.bias, published["fc6.bias"] + 1)
     assert cam_net.backbone.pretrained
+
+
+def test_incomplete_backbone_is_refused(published, cam_net):
+    before = cam_net.backbone.fc6.bias.detach().clone()
+    state = {n: v + 1 for n, v in published.items() if n != "fc7.bias"}
+    with pytest.raises(WSSSError, match=r"lacks 1 entries of the backbone \(fc7.bias\); give a wh"):
+        load_published(cam_net, state)
+    assert torch.equal(cam_net.backbone.fc6.bias, before)
 
 
 # --- what does not fit --------------------------------------------------------------------------
@@ -192,9 +199,9 @@ def test_nothing_is_loaded_half(cam_net, published):
 def test_only_tensors_are_read(tmp_path, cam_net):
     path = tmp_path / "net.pth"
     torch.save({"conv5_3.weight": "text"}, path)
-    with pytest.raises(WSSSError, match=r"net\.pth holds no state dict of tensors"):
+    with pytest.raises(WSSSError, match=r"net\.pth holds no mapping of names to tensors; save or"):
         load_published(cam_net, path)
-    with pytest.raises(WSSSError, match=r"^the state dict holds no state dict of tensors"):
+    with pytest.raises(WSSSError, match=r"^the state dict holds no mapping of names to tensors"):
         load_published(cam_net, {"conv5_3.weight": "text"})
     with pytest.raises(WSSSError, match=r"none\.pth does not exist; give the path"):
         load_published(cam_net, tmp_path / "none.pth")

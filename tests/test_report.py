@@ -9,6 +9,7 @@ def score(name, miou, **changes):
     base = {
         "name": name,
         "split": "score",
+        "stage": "make_cam",
         "split_name": None,
         "images": 4,
         "miou": miou,
@@ -22,6 +23,7 @@ def score(name, miou, **changes):
         "alpha": None,
         "saw_masks": False,
         "chosen_on": None,
+        "location_prior": False,
         "trained_on_masks": False,
         "crf": False,
         "crf_iterations": 0,
@@ -61,7 +63,7 @@ def test_table_says_what_each_score_means(capsys, monkeypatch):
     assert "0.412 │ 0.390–0.434 │ 4 training images " in line("│ CAM  ")
     assert "threshold 0.20, image-level labels given" in line("│ CAM  ")
     assert "0.512" in line("CAM, best")
-    assert "threshold 0.30: chosen with masks of the training images, image" in line("CAM, best")
+    assert "threshold 0.30, chosen with masks of the training images, image" in line("CAM, best")
     assert "dense CRF (10 iterations), 63% of the pixels labelled" in line("affinity labels")
     assert "0.634" in line("pseudo-masks")
     assert "4 training images (train)" in line("pseudo-masks")
@@ -79,10 +81,23 @@ def test_what_masks_had_a_hand_in_is_told(capsys, monkeypatch):
     ]
     _, line = report(capsys, monkeypatch, scores)
     chosen = line("pseudo-masks, best")
-    assert "α 8, dense CRF (5 iterations): chosen with masks of train" in chosen
+    assert "α 8, dense CRF (5 iterations), chosen with masks of train" in chosen
     assert "image-level labels read off masks given" in chosen
     assert "trained on masks, no image-level labels given" in line("segmentation")
     assert "│ segmentation       │       │" in line("segmentation")  # no mIoU
+
+
+def test_what_else_a_score_owes_itself_to(capsys, monkeypatch):
+    bare = {"saw_masks": True, "stage": "random_walk"}  # no CRF at all was the best choice
+    unseen = {"split": "val", "labels_given": False, "labels_from_masks": True}
+    scores = [
+        score("pseudo-masks, best", 0.7, **bare),
+        score("segmentation", 0.5, location_prior=True, **unseen),
+    ]
+    _, line = report(capsys, monkeypatch, scores)
+    assert "no dense CRF, chosen with masks of the training" in line("pseudo-masks, best")
+    remarks = "location prior, no image-level labels given, trained from labels read off masks"
+    assert remarks in line("segmentation")
 
 
 def test_classes_have_iou_precision_and_recall(capsys, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,8 @@ def load_published(model: nn.Module, source: str | Path | Mapping[str, Tensor]) 
 
     Raises:
         WSSSError: If the file cannot be read safely; if it is of another network (the message
-            says which one it looks like, and what to build); or if a shape or the number of
-            classes differs.
+            says which one it looks like, and what to build); if a shape or the number of classes
+            differs; or if entries of the backbone are missing.
 
     Example:
         >>> from wsss_affinity.backbones import create_backbone
@@ -108,6 +108,12 @@ def load_published(model: nn.Module, source: str | Path | Mapping[str, Tensor]) 
             f"{origin}: {name} has shape {there}, {_title(model)} expects {here}; it is of another "
             "variant of the network"
         )
+    absent = [n for n in slots if n not in state and not _is_counter(n) and not _is_head(n)]
+    if absent:
+        raise WSSSError(
+            f"{origin} lacks {len(absent)} entries of the backbone ({_short(absent)}); "
+            "give a whole file"
+        )
     model.load_state_dict({slots[n]: v for n, v in state.items() if n in slots}, strict=False)
     getattr(model, "backbone", model).pretrained = True
     report = LoadReport(
@@ -133,13 +139,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if path.suffix == ".params":
         return {_from_mxnet(name): value for name, value in read_params(path).items()}
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise WSSSError(f"weights file {path} {what}; give the path of a .pth or .params file")
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WSSSError(
-            f"weights file {path} does not exist; give the path of a .pth file, "
-            "'imagenet', or null for random weights"
-        ) from None
     except Exception as error:
         raise WSSSError(
             f"weights file {path} cannot be read as a state dict ({type(error).__name__}): it is "
@@ -152,7 +156,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 def _without_prefix(state: Any, origin: str) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise WSSSError(f"{origin} holds no state dict of tensors")
+        raise WSSSError(
+            f"{origin} holds no mapping of names to tensors; save or pass model.state_dict() itself"
+        )
     return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
@@ -171,6 +177,10 @@ def _from_mxnet(name: str) -> str:
         block = f"b{group}_{unit}" if unit else f"b{group}"
         layer = f"{block}.{'conv' if kind == 'res' else 'bn'}_{branch}"
     return f"{layer}.{_MXNET_WHAT.get(what, what)}"
+
+
+def _is_head(name: str) -> bool:
+    return name.rpartition(".")[0] in _HEADS
 
 
 def _published_name(name: str) -> str:
@@ -239,6 +249,6 @@ def _is_counter(name: str) -> bool:
     return name.endswith("num_batches_tracked")  # older files have none, and nothing reads it
 
 
-def _short(names: tuple[str, ...], limit: int = 4) -> str:
+def _short(names: Sequence[str], limit: int = 4) -> str:
     more = f", … ({len(names)} in all)" if len(names) > limit else ""
     return (", ".join(names[:limit]) or "no entries") + more

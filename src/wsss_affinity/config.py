@@ -16,8 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from wsss_affinity.errors import WSSSError, did_you_mean
 
-# what presets say of a number they are given: ${times:${psa_lr},0.1}
-OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
+# what presets say of a number they are given: ${wsss.times:${psa_lr},0.1}
+OmegaConf.register_new_resolver("wsss.times", lambda a, b: a * b, replace=True)
 
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"

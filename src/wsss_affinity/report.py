@@ -24,9 +24,8 @@ def print_report(result: RunResult, *, per_class: bool = False) -> None:
     scores = result.scores
     if scores:
         console.print(_score_table(scores))
-        sweeps = result.stages["evaluate"].manifest["metrics"]["sweeps"]
-        if sweeps:
-            console.print(_sweep_table(sweeps))
+        if result.sweeps:
+            console.print(_sweep_table(result.sweeps))
         if per_class:
             for title in ("IoU", "precision", "recall"):
                 console.print(_class_table(scores, title))
@@ -83,15 +82,19 @@ def _remarks(score: Mapping[str, Any]) -> list[str]:
     if score["crf"]:
         number = score["crf_iterations"]
         remarks.append(f"dense CRF ({number} iteration{'s' if number > 1 else ''})")
-    if remarks and score["saw_masks"]:
-        where = score["split_name"] or "the training images"
-        remarks[-1] += f": chosen with masks of {where}"
+    if score["saw_masks"]:
+        what = "" if score["crf"] else "no dense CRF, " if score["stage"] == "random_walk" else ""
+        remarks.append(f"{what}chosen with masks of {score['split_name'] or 'the training images'}")
     if score["trained_on_masks"]:
         remarks.append("trained on masks")
     if score["coverage"] is not None:
         remarks.append(f"{score['coverage']:.0%} of the pixels labelled")
+    if score["location_prior"]:
+        remarks.append("location prior")
     if not score["labels_given"]:
         remarks.append("no image-level labels given")
+        if score["labels_from_masks"] and not score["trained_on_masks"]:
+            remarks.append("trained from labels read off masks")
     elif score["labels_from_masks"]:
         remarks.append("image-level labels read off masks given")
     else:

@@ -22,6 +22,7 @@ QUIRKS = {
     # not a quirk: what is stored, and the refinement that the code lacks
     "cam.store_stride": (4, 1),
     "cam.store_dtype": ("float16", "float32"),
+    "walk.store_dtype": ("float16", "float32"),
     "walk.crf.num_iterations": (1, 0),
 }
 PUBLISHED = {
@@ -99,21 +100,25 @@ def test_an_experiment_has_the_last_word():
     assert cfg.train_affinity.max_epochs == 2
 
 
-@pytest.mark.parametrize("preset", ["psa", "psa_original"])
-def test_runs_on_tiny_data(preset, shrink, tmp_path):
-    cfg = load_config(
-        [
-            "~experiment",
-            f"preset={preset}",
-            f"output_dir={tmp_path}/out",
-            "data.num_train=4",
-            "data.num_val=2",
-            "data.image_size=48",
-            *shrink,
-        ]
-    )
+@pytest.mark.parametrize(
+    ("preset", "data", "tree"),
+    [
+        ("psa", "shapes", None),
+        ("psa_original", "shapes", None),
+        ("psa_original", "coco14", "coco_tree"),  # with images that have no label
+        ("psa_original", "camvid", "camvid_tree"),  # and without background
+    ],
+)
+def test_runs_on_tiny_data(preset, data, tree, shrink, tmp_path, request):
+    options = ["data.num_train=4", "data.num_val=2", "data.image_size=48"]
+    if tree is not None:
+        options = [f"data.root={request.getfixturevalue(tree)}"]
+    options += ["~experiment", f"preset={preset}", f"data={data}", f"output_dir={tmp_path}/out"]
+    cfg = load_config([*options, *shrink])
     result = run_pipeline(cfg)
     assert list(result.stages) == list(cfg.pipeline.stages)
     labels = result.stages["affinity_labels"].path
     assert len(list((labels / "labels").iterdir())) == 4
     assert (labels / "soft").exists() == (preset == "psa_original")
+    scored = {score["name"]: score["images"] for score in result.scores}
+    assert scored.get("CAM, val") == (2 if preset == "psa_original" else None)

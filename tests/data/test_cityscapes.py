@@ -32,7 +32,7 @@ def root(tmp_path):
 
 
 def test_layout(root, tmp_path):
-    source = cityscapes_source(root, prepared=tmp_path / "out", test_split="test")
+    source = cityscapes_source(root, prepared=tmp_path / "out")
     assert source.classes == CITYSCAPES_CLASSES
     assert len(source.classes) == 19
     assert [(s.id, s.labels) for s in source.train] == [
@@ -41,9 +41,6 @@ def test_layout(root, tmp_path):
     ]
     assert [(s.id, s.labels) for s in source.val] == [("lindau/lindau_000000_000019", (2,))]
     assert source.score == source.train
-    assert [(s.id, s.labels, s.mask) for s in source.test] == [
-        ("berlin/berlin_000000_000019", (), None)
-    ]
     sample = source.train[1]
     name = "train/ulm/ulm_000001_000019"
     assert sample.image == root / "leftImg8bit" / f"{name}_leftImg8bit.png"
@@ -52,7 +49,7 @@ def test_layout(root, tmp_path):
     assert not source.background
     assert source.labels_from_masks
     assert source.problems == ()
-    assert source.split_names == {"train": "train", "score": "train", "val": "val", "test": "test"}
+    assert source.split_names == {"train": "train", "score": "train", "val": "val"}
 
 
 def test_without_val_and_test(root, tmp_path):

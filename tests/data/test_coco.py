@@ -97,7 +97,8 @@ def test_labels_and_masks(root, tmp_path, capfd):
     assert [s.id for s in source.val] == ["COCO_val2014_000000000003"]
     assert source.score == source.train
     assert source.train[0].image == root / "train2014" / f"{names[0]}.jpg"
-    assert source.train[0].mask == prepared / "train2014" / f"{names[0]}.png"
+    assert source.train[0].mask.name == f"{names[0]}.png"
+    assert source.train[0].mask.is_relative_to(prepared)
     assert source.read_mask(source.train[0]).tolist() == MASK_7
     assert source.read_mask(source.train[1]).tolist() == [[0] * 6] * 4
     assert source.read_mask(source.train[2]).tolist() == [[2, 2, 0, 0, 0, 0]] * 2 + [[0] * 6] * 2
@@ -150,7 +151,7 @@ def test_second_run_reads_no_annotations(root, tmp_path, loads):
 def test_damaged_listing_is_made_anew(root, tmp_path, loads, damage):
     first = coco_source(root, prepared=tmp_path / "out")
     loads.clear()
-    (tmp_path / "out" / "train2014.json").write_text(damage)
+    (first.train[0].mask.parents[1] / "train2014.json").write_text(damage)
     assert coco_source(root, prepared=tmp_path / "out") == first
     assert loads == ["instances_train2014.json"]
 
@@ -164,14 +165,35 @@ def test_lost_mask_is_rendered_again(root, tmp_path, loads):
     assert load_mask(first.train[0].mask).tolist() == MASK_7
 
 
-def test_newer_annotations_are_rendered_again(root, tmp_path):
+@pytest.mark.parametrize("years", [-10, 10])
+def test_other_annotations_are_rendered_anew(root, tmp_path, years):
     first = coco_source(root, prepared=tmp_path / "out")
     write(root, "train2014", [7, 8, 9], [box(11, 7, 90, 0, 0, 6, 4)])
-    made = (tmp_path / "out" / "train2014.json").stat().st_mtime_ns
-    os.utime(root / "annotations" / "instances_train2014.json", ns=(0, made + 1))
+    path = root / "annotations" / "instances_train2014.json"
+    then = path.stat().st_mtime_ns + years * 31_536_000 * 10**9  # archives keep old times
+    os.utime(path, ns=(then, then))
     source = coco_source(root, prepared=tmp_path / "out")
     assert source.train[0].labels == (2,)
-    assert load_mask(first.train[0].mask).tolist() == [[3] * 6] * 4
+    assert load_mask(source.train[0].mask).tolist() == [[3] * 6] * 4
+    assert load_mask(first.train[0].mask).tolist() == MASK_7
+
+
+def test_two_images_of_one_stem_are_refused(root, tmp_path):
+    path = root / "annotations" / "instances_train2014.json"
+    content = json.loads(path.read_text())
+    content["images"][1]["file_name"] = f"a/{content['images'][0]['file_name']}"
+    path.write_text(json.dumps(content))
+    with pytest.raises(WSSSError, match=r"train2014\.json .*stem\): id 'COCO_train.*listed twice"):
+        coco_source(root, prepared=tmp_path / "out")
+
+
+def test_image_without_a_size_is_named(root, tmp_path):
+    path = root / "annotations" / "instances_train2014.json"
+    content = json.loads(path.read_text())
+    del content["images"][0]["height"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(WSSSError, match=r"image \d+ lacks one of file_name, height, id, width"):
+        coco_source(root, prepared=tmp_path / "out")
 
 
 def test_interrupted_rendering_goes_on(root, tmp_path, monkeypatch):
@@ -188,8 +210,7 @@ def test_interrupted_rendering_goes_on(root, tmp_path, monkeypatch):
         patch.setattr(coco, "save_mask", dies_at_the_second)
         with pytest.raises(WSSSError, match=r"instances_train2014\.json, image .*: the disk is"):
             coco_source(root, prepared=tmp_path / "out")
-    assert not (tmp_path / "out" / "train2014.json").exists()
-    assert [p.name for p in (tmp_path / "out" / "train2014").iterdir()] == made
+    assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == made
     again = []
     monkeypatch.setattr(coco, "save_mask", lambda p, m: (again.append(p.name), save(p, m)))
     source = coco_source(root, prepared=tmp_path / "out")

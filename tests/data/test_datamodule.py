@@ -34,7 +34,7 @@ def module(samples, **options):
 
 
 def test_batch(samples):
-    batch = next(iter(module(samples, read_mask=read_mask).train_dataloader()))
+    batch = next(iter(module(samples, read_target=read_mask).train_dataloader()))
     shapes = {name: tuple(value.shape) for name, value in batch.items()}
     assert shapes == {"image": (3, 3, 8, 8), "labels": (3, 2), "index": (3,), "mask": (3, 8, 8)}
     for index, mask in zip(batch["index"].tolist(), batch["mask"], strict=True):
@@ -44,7 +44,7 @@ def test_batch(samples):
 
 def test_workers_change_nothing(samples):
     loaders = [
-        module(samples, read_mask=read_mask, num_workers=n).train_dataloader() for n in (0, 2)
+        module(samples, read_target=read_mask, num_workers=n).train_dataloader() for n in (0, 2)
     ]
     for epoch in (0, 3):
         for loader in loaders:

@@ -48,7 +48,7 @@ def test_item(samples):
 
 
 def test_item_with_mask(samples):
-    item = dataset(samples, read_mask=read_mask)[3]
+    item = dataset(samples, read_target=read_mask)[3]
     assert sorted(item) == ["image", "index", "labels", "mask"]
     assert item["mask"].shape == (16, 16)
     assert item["mask"].dtype == torch.int64
@@ -69,15 +69,15 @@ def test_max_side_is_the_size_that_the_transform_sees(samples):
 
 
 def test_item_depends_on_seed_epoch_and_index_alone(samples):
-    data = dataset(samples, read_mask=read_mask, seed=5)
+    data = dataset(samples, read_target=read_mask, seed=5)
     first = data[1, 2]
     torch.manual_seed(99)
     data[0, 0]
     assert same(data[1, 2], first)
-    assert same(dataset(samples, read_mask=read_mask, seed=5)[1, 2], first)
+    assert same(dataset(samples, read_target=read_mask, seed=5)[1, 2], first)
     assert same(data[2], data[0, 2])
     assert not torch.equal(data[2, 2]["image"], first["image"])
-    other = dataset(samples, read_mask=read_mask, seed=6)
+    other = dataset(samples, read_target=read_mask, seed=6)
     assert not torch.equal(other[1, 2]["image"], first["image"])
 
 

@@ -25,7 +25,9 @@ def check(source, devkit, masks):
     assert not source.labels_from_masks
     # difficult objects count
     assert {s.labels for s in source.train} == {(source.classes.index("bottle"),)} == {(4,)}
-    assert source.train[2].mask == masks / "2008_000005.png"
+    assert source.train[2].mask.name == "2008_000005.png"
+    assert source.train[2].mask.is_relative_to(masks)
+    assert source.train[2].mask.parent.name == "SegmentationClassAug"
     assert source.train[2].image == devkit / "JPEGImages" / "2008_000005.jpg"
     assert source.read_mask(source.train[2])[0].tolist() == [0, 5, 5, 5]
     assert source.read_mask(source.val[0])[0].tolist() == [0, 9, 9, 255]
@@ -38,7 +40,7 @@ def test_devkit_and_sbd(tmp_path, make_devkit, make_sbd):
     prepared = tmp_path / "out"
     for root in (tmp_path, devkit):
         source = voc12_source(root, sbd_root=tmp_path / "elsewhere", prepared=prepared)
-        check(source, devkit, prepared / "SegmentationClassAug")
+        check(source, devkit, prepared)
     # nothing is written into the devkit
     assert sorted(p for p in tmp_path.rglob("*") if not p.is_relative_to(prepared)) == before
 
@@ -57,6 +59,7 @@ def test_complete_devkit_needs_no_sbd(tmp_path, make_devkit, make_sbd):
     devkit = make_devkit(tmp_path / "VOC2012")
     made = tmp_path / "made"
     voc12_source(devkit, sbd_root=make_sbd(tmp_path / "sbd"), prepared=made)
+    (made,) = made.iterdir()
     (made / "train_aug.txt").rename(devkit / "ImageSets" / "Segmentation" / "train_aug.txt")
     (made / "SegmentationClassAug").rename(devkit / "SegmentationClassAug")
     source = voc12_source(devkit, prepared=tmp_path / "unused")
@@ -129,7 +132,7 @@ def server(tmp_path, make_devkit, make_sbd, monkeypatch, http_server):
 def test_download(tmp_path, server):
     root, prepared = tmp_path / "data", tmp_path / "out"
     source = voc12_source(root, download=True, prepared=prepared)
-    check(source, root / "VOCdevkit" / "VOC2012", prepared / "SegmentationClassAug")
+    check(source, root / "VOCdevkit" / "VOC2012", prepared)
     assert sorted(p.name for p in root.iterdir()) == ["VOCdevkit", "sbd"]
     assert not (root / "sbd" / "benchmark.tgz").exists()
     for archive in server.iterdir():

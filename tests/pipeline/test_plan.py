@@ -107,5 +107,8 @@ def test_only_the_evaluation_depends_on_what_is_there(source):
     assert changed(whole, fingerprints(given, source, graph)) == {"evaluate"}
     both = fingerprints(given, source, graph), fingerprints(given, source, graph, rest)
     assert changed(*both) == {"evaluate"}
+    other = load_config(["evaluate.val_cam=true", "cam.scales=[1.0]"])
+    alone = ["train_cam", "evaluate"]
+    assert fingerprints(given, source, alone) != fingerprints(other, source, alone)
     rest.remove("train_affinity")
     assert changed(whole, fingerprints(cfg, source, graph, rest)) == {"evaluate"}

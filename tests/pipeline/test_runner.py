@@ -117,6 +117,11 @@ def test_dry_run_tells_and_does_nothing(finished, capsys):
     assert not artifact_path(compose("walk.beta=3"), "random_walk").exists()
 
 
+def test_dry_run_refuses_what_a_run_would(tiny_config):
+    with pytest.raises(WSSSError, match="walk: beta must be positive"):
+        run_pipeline(tiny_config("pipeline.dry_run=true", "walk.beta=0"))
+
+
 def test_from_and_force(finished):
     compose, _ = finished
     forced = run_pipeline(compose("pipeline.force=[affinity_labels]"))

@@ -4,9 +4,8 @@ import pytest
 
 from wsss_affinity.errors import WSSSError
 from wsss_affinity.pipeline import run_pipeline
-from wsss_affinity.pipeline.context import Context
 from wsss_affinity.pipeline.source import load_source
-from wsss_affinity.pipeline.val_cam import score_val_cam
+from wsss_affinity.pipeline.val_cam import check_val_cam
 
 STAGES = ("pipeline.stages=[train_cam,evaluate]", "data.num_val=3", "train_cam.max_epochs=1")
 
@@ -27,9 +26,12 @@ def test_off_by_default(tiny_config):
     assert run_pipeline(tiny_config(*STAGES)).scores == []
 
 
-def test_images_without_labels_are_refused(tiny_config, tmp_path):
-    cfg = tiny_config()
+def test_a_data_set_without_labels_for_val_is_refused(tiny_config):
+    cfg = tiny_config("evaluate.val_cam=true")
     source = load_source(cfg)
-    bare = replace(source, val=(replace(source.val[0], labels=()),))
-    with pytest.raises(WSSSError, match=rf"but {source.val[0].id} has none; set evaluate.val_cam"):
-        score_val_cam(Context(cfg, bare), tmp_path)
+    first, *others = source.val
+    check_val_cam(cfg, replace(source, val=(replace(first, labels=()), *others)))
+    bare = replace(source, val=tuple(replace(s, labels=()) for s in source.val))
+    with pytest.raises(WSSSError, match=r"none for them; set evaluate.val_cam=false"):
+        check_val_cam(cfg, bare)
+    check_val_cam(tiny_config(), bare)

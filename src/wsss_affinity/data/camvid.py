@@ -6,6 +6,7 @@ from pathlib import Path
 
 from wsss_affinity.data.camvid_original import CAMVID_CLASSES, STILLS, VOID, original_samples
 from wsss_affinity.data.mask_labels import labels_from_masks
+from wsss_affinity.data.prepare import origin_key
 from wsss_affinity.data.source import Problem, Sample, Source, check_unique, class_mask_values
 from wsss_affinity.errors import WSSSError, did_you_mean
 
@@ -44,7 +45,7 @@ def camvid_source(
         if split is None:
             return ()
         if (root / STILLS).is_dir():
-            samples, bad = original_samples(root, split, prepared / "masks")
+            samples, bad = original_samples(root, split, prepared / origin_key(root))
             problems.extend(bad)
         else:
             samples = _segnet_samples(root, split)

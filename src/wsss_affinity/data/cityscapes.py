@@ -41,7 +41,6 @@ def cityscapes_source(
     prepared: str | Path,
     train_split: str = "train",
     val_split: str | None = "val",
-    test_split: str | None = None,
 ) -> Source:
     """List Cityscapes: 2975 images of ``train``, 500 of ``val``, 1525 of ``test``.
 
@@ -55,7 +54,6 @@ def cityscapes_source(
         prepared: Folder for the list of labels derived from the masks.
         train_split: Split to train on and to make pseudo-masks for.
         val_split: Split to score the segmentation network on.
-        test_split: Split whose predictions are handed in to the server; photographs are enough.
 
     Raises:
         WSSSError: If a folder is missing or holds no photographs.
@@ -67,7 +65,7 @@ def cityscapes_source(
     def labelled(split: str | None) -> tuple[Sample, ...]:
         if split is None:
             return ()
-        samples = _samples(root, split, masks=True)
+        samples = _samples(root, split)
         if not (root / "gtFine" / split).is_dir():
             raise WSSSError(
                 f"folder {root / 'gtFine' / split} does not exist; unpack Cityscapes' "
@@ -78,7 +76,7 @@ def cityscapes_source(
         return samples
 
     train = labelled(train_split)
-    names = {"train": train_split, "score": train_split, "val": val_split, "test": test_split}
+    names = {"train": train_split, "score": train_split, "val": val_split}
     return Source(
         classes=CITYSCAPES_CLASSES,
         train=train,
@@ -86,14 +84,13 @@ def cityscapes_source(
         val=labelled(val_split),
         mask_values=values,
         problems=tuple(problems),
-        test=() if test_split is None else _samples(root, test_split, masks=False),
         background=False,
         labels_from_masks=True,
         split_names={role: name for role, name in names.items() if name is not None},
     )
 
 
-def _samples(root: Path, split: str, *, masks: bool) -> tuple[Sample, ...]:
+def _samples(root: Path, split: str) -> tuple[Sample, ...]:
     folder = root / "leftImg8bit" / split
     if not folder.is_dir():
         there = {path.parents[1].name for path in folder.parent.glob(f"*/*/*{_IMAGE}")}
@@ -105,7 +102,7 @@ def _samples(root: Path, split: str, *, masks: bool) -> tuple[Sample, ...]:
     samples = []
     for image in sorted(folder.glob(f"*/*{_IMAGE}")):
         city, name = image.parent.name, image.name.removesuffix(_IMAGE)
-        mask = root / "gtFine" / split / city / f"{name}{_MASK}" if masks else None
+        mask = root / "gtFine" / split / city / f"{name}{_MASK}"
         samples.append(Sample(f"{city}/{name}", image, (), mask))
     if not samples:
         raise WSSSError(f"folder {folder} holds no images <city>/<name>{_IMAGE}; unpack it again")

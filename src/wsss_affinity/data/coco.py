@@ -15,8 +15,8 @@ from torchvision.datasets.utils import download_and_extract_archive
 
 from wsss_affinity.data.download import fetch_folder
 from wsss_affinity.data.images import save_mask
-from wsss_affinity.data.prepare import for_each, outdated
-from wsss_affinity.data.source import Sample, Source, class_names, plain_mask_values
+from wsss_affinity.data.prepare import for_each, origin_key, outdated
+from wsss_affinity.data.source import Sample, Source, check_unique, class_names, plain_mask_values
 from wsss_affinity.errors import WSSSError, did_you_mean
 from wsss_affinity.files import write_bytes
 
@@ -71,7 +71,11 @@ def coco_source(
                 f"folder {root / name} does not exist; unpack {archive} in {root}, or set "
                 "data.download=true"
             )
-    indices = {split: _prepare(root, split, prepared) for split in splits}
+    folders = {split: prepared / _key(root, split) for split in splits}
+    indices = {split: _prepare(root, split, folders[split]) for split in splits}
+    for split, index in indices.items():
+        stems = [Path(name).stem for name in index["images"]]
+        check_unique(stems, f"{_annotations(root, split)} (masks are named by the file's stem)")
     classes = class_names(indices[train_split]["classes"])
     for split in splits:
         if tuple(indices[split]["classes"]) != classes:
@@ -85,7 +89,7 @@ def coco_source(
                 id=Path(name).stem,
                 image=root / split / name,
                 labels=tuple(labels),
-                mask=_mask_path(prepared / split, name),
+                mask=_mask_path(folders[split] / split, name),
             )
             for name, labels in index["images"].items()
         )
@@ -118,17 +122,26 @@ def _download(folder: Path) -> None:
     fetch_folder(folder, fetch, url)
 
 
-def _prepare(root: Path, split: str, prepared: Path) -> dict[str, Any]:
-    """Render the masks of a split that are not there; classes, and labels by file name.
+def _annotations(root: Path, split: str) -> Path:
+    return root / "annotations" / f"instances_{split}.json"
 
-    These two are kept as JSON, so that a later run need not read all annotations again.
-    """
-    annotations = root / "annotations" / f"instances_{split}.json"
+
+def _key(root: Path, split: str) -> str:
+    annotations = _annotations(root, split)
     if not annotations.is_file():
         raise WSSSError(
             f"annotations {annotations} do not exist; unpack them there, or check "
             "data.train_split and data.val_split"
         )
+    return origin_key(annotations)
+
+
+def _prepare(root: Path, split: str, prepared: Path) -> dict[str, Any]:
+    """Render the masks of a split that are not there; classes, and labels by file name.
+
+    These two are kept as JSON, so that a later run need not read all annotations again.
+    """
+    annotations = _annotations(root, split)
     listing = prepared / f"{split}.json"
     known = None if outdated(listing, annotations) else _read_listing(listing)
     if known is not None and not _unmade(known["images"], annotations, prepared / split):
@@ -168,6 +181,13 @@ def _load(annotations: Path) -> Any:
         raise WSSSError(
             f"annotations {annotations} cannot be read ({error!r}); unpack the archive again"
         ) from error
+    wanted = {"id", "file_name", "height", "width"}
+    bad = next((image for image in coco.imgs.values() if not wanted <= image.keys()), None)
+    if bad is not None:
+        raise WSSSError(
+            f"annotations {annotations}: image {bad.get('id')} lacks one of "
+            f"{', '.join(sorted(wanted))}; unpack the archive again"
+        )
     if not coco.imgs or not coco.cats:
         raise WSSSError(
             f"annotations {annotations} hold no images or no categories; expected COCO's "
@@ -192,7 +212,7 @@ def render_mask(coco: Any, image: dict[str, Any], values: dict[int, int]) -> NDA
     """
     mask = np.zeros((image["height"], image["width"]), dtype=np.uint8)
     objects = coco.imgToAnns.get(image["id"], [])
-    for entry in sorted(objects, key=lambda e: (not e.get("iscrowd", 0), -e["area"])):
+    for entry in sorted(objects, key=lambda e: (not e.get("iscrowd", 0), -e.get("area", 0))):
         try:
             mask[coco.annToMask(entry) > 0] = values[entry["category_id"]]
         except Exception as error:  # malformed polygons and run lengths

@@ -33,8 +33,8 @@ class WSSSDataModule(pl.LightningDataModule):
         transform: Training augmentation.
         batch_size: Images a step; the last, smaller batch of an epoch is dropped, unless it is
             the only one.
-        read_mask: Gives the label map of a sample, or scores, for the tasks that need one.
-        finish_mask: Applied to it after the transform, where scores are to become labels.
+        read_target: Gives the label map of a sample, or scores, for the tasks that need one.
+        finish_target: Applied to it after the transform, where scores are to become labels.
         max_side: Longer images are reduced to it.
         num_workers: Loading processes; None takes one a core, at most 8.
         seed: Of order and augmentation.
@@ -50,8 +50,8 @@ class WSSSDataModule(pl.LightningDataModule):
         transform: Transform,
         *,
         batch_size: int,
-        read_mask: ReadTarget | None = None,
-        finish_mask: FinishTarget | None = None,
+        read_target: ReadTarget | None = None,
+        finish_target: FinishTarget | None = None,
         max_side: int | None = None,
         num_workers: int | None = None,
         seed: int = 0,
@@ -65,8 +65,8 @@ class WSSSDataModule(pl.LightningDataModule):
             samples,
             num_classes,
             transform,
-            read_mask=read_mask,
-            finish_mask=finish_mask,
+            read_target=read_target,
+            finish_target=finish_target,
             max_side=max_side,
             seed=seed,
         )

@@ -18,7 +18,7 @@ from wsss_affinity.data.source import Sample
 Transform = Callable[[Image.Image, "NDArray[Any] | None"], tuple[Tensor, "Tensor | None"]]
 #: gives a label map ``(H, W)`` uint8, or scores ``(n, H, W)`` float
 ReadTarget = Callable[[Sample], NDArray[Any]]
-#: makes a label map of what the transform leaves
+#: makes a label map ``(h, w)`` of the scores ``(n, S, S)`` that the transform leaves
 FinishTarget = Callable[[Tensor, Sample], Tensor]
 
 
@@ -29,14 +29,14 @@ class WSSSDataset(Dataset[dict[str, Any]]):
         samples: What it holds.
         num_classes: Length of the label vectors.
         transform: Applied to image and label map.
-        read_mask: Gives the label map of a sample, or scores; None for tasks without.
-        finish_mask: Applied to it after the transform, where scores are to become labels.
+        read_target: Gives the label map of a sample, or scores; None for tasks without.
+        finish_target: Applied to it after the transform, where scores are to become labels.
         max_side: Longer images are reduced to it.
         seed: With the epoch and the index it seeds the transform, so that an item does not depend
             on the worker that makes it.
 
     Items are dicts with ``image`` ``(3, H, W)``, ``labels`` ``(C,)`` float, ``index`` int, and
-    ``mask`` ``(H, W)`` int64 where ``read_mask`` is given (smaller, if ``finish_mask`` says so).
+    ``mask`` ``(H, W)`` int64 where ``read_target`` is given; ``finish_target`` may make it smaller.
     """
 
     def __init__(
@@ -45,16 +45,16 @@ class WSSSDataset(Dataset[dict[str, Any]]):
         num_classes: int,
         transform: Transform,
         *,
-        read_mask: ReadTarget | None = None,
-        finish_mask: FinishTarget | None = None,
+        read_target: ReadTarget | None = None,
+        finish_target: FinishTarget | None = None,
         max_side: int | None = None,
         seed: int = 0,
     ) -> None:
         self.samples = samples
         self.num_classes = num_classes
         self.transform = transform
-        self.read_mask = read_mask
-        self.finish_mask = finish_mask
+        self.read_target = read_target
+        self.finish_target = finish_target
         self.max_side = max_side
         self.seed = seed
 
@@ -66,7 +66,7 @@ class WSSSDataset(Dataset[dict[str, Any]]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         sample = self.samples[index]
         image = load_image(sample.image, self.max_side)
-        target = None if self.read_mask is None else self.read_mask(sample)
+        target = None if self.read_target is None else self.read_target(sample)
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would set the generators of the GPUs too
             torch.default_generator.manual_seed(item_seed(self.seed, epoch, index))
@@ -77,7 +77,7 @@ class WSSSDataset(Dataset[dict[str, Any]]):
             "index": index,
         }
         if mask is not None:
-            item["mask"] = mask if self.finish_mask is None else self.finish_mask(mask, sample)
+            item["mask"] = mask if self.finish_target is None else self.finish_target(mask, sample)
         return item
 
 

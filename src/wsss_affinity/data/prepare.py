@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -42,6 +43,23 @@ def for_each(
         for item, result in zip(items, pool.imap(attempt, items), strict=True):
             bar.update()
             yield item, result
+
+
+def origin_key(*origins: Path) -> str:
+    """Names a folder for what is made of some files or folders, so that none is taken for another.
+
+    Args:
+        origins: What it is made of; of files the size and the time of change count too.
+
+    Returns:
+        Eight hexadecimal digits.
+    """
+    parts = []
+    for origin in origins:
+        stat = origin.stat()
+        change = f"{stat.st_size}|{stat.st_mtime_ns}" if origin.is_file() else ""
+        parts.append(f"{origin.resolve()}|{change}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
 def outdated(made: Path, origin: Path) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from torchvision.datasets import SBDataset, VOCSegmentation
 
 from wsss_affinity.data.download import fetch_folder
+from wsss_affinity.data.prepare import origin_key
 from wsss_affinity.data.sbd import MASKS, TRAIN_AUG, find_sbd, prepare_train_aug
 from wsss_affinity.data.source import Source
 from wsss_affinity.data.voc import voc_source
@@ -65,9 +66,11 @@ def voc12_source(
             sbd = root / "sbd" if sbd_root is None else Path(sbd_root).expanduser()
             if download and sbd_root is None:
                 _download_sbd(sbd)
-            prepare_train_aug(devkit, find_sbd(sbd), prepared)
-            mask_folder = prepared.resolve() / MASKS
-            made = str(prepared.resolve() / TRAIN_AUG)
+            sbd = find_sbd(sbd)
+            made_of = prepared.resolve() / origin_key(devkit, sbd)
+            prepare_train_aug(devkit, sbd, made_of)
+            mask_folder = made_of / MASKS
+            made = str(made_of / TRAIN_AUG)
             train_split = made if train_split == "train_aug" else train_split
             score_split = made if score_split == "train_aug" else score_split
     return voc_source(
@@ -84,9 +87,9 @@ def voc12_source(
 def _download_voc(root: Path) -> None:
     def fetch(folder: Path) -> Path:
         VOCSegmentation(str(folder), year="2012", download=True)
-        return folder / "VOCdevkit"
+        return folder / "VOCdevkit" / "VOC2012"
 
-    fetch_folder(root / "VOCdevkit", fetch, "VOCtrainval_11-May-2012.tar")
+    fetch_folder(root / "VOCdevkit" / "VOC2012", fetch, "VOCtrainval_11-May-2012.tar")
 
 
 def _download_sbd(folder: Path) -> None:

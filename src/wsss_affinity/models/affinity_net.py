@@ -126,6 +126,9 @@ class AffinityNet(nn.Module):
             )
         height, width = images.shape[-2:]
         pad = (0, -width % self.stride, 0, -height % self.stride)
+        if scores.shape[1] == 0:  # pooling refuses it
+            grid = (height + pad[3]) // self.stride, (width + pad[1]) // self.stride
+            return scores.new_zeros(len(scores), 0, *grid)
         affinity = self(F.pad(images, pad))
         pooled = F.avg_pool2d(F.pad(scores, pad), self.stride)
         if padding == "masked":

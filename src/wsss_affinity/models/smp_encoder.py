@@ -55,7 +55,8 @@ def smp_options(name: str) -> dict[str, Any] | None:
     Returns:
         The options to name it with; None if its maps do not have the strides of an encoder.
     """
-    backbone = create_backbone(name, output_stride=8)
+    with torch.device("meta"):  # nothing but its description is wanted
+        backbone = create_backbone(name, output_stride=8)
     strides = backbone.feature_info.strides
     if strides[:3] != (2, 4, 8):
         return None

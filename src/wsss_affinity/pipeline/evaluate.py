@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ def evaluate(context: Context, directory: Path) -> dict[str, Any]:
         _predict(context, "evaluate: test", source.test, masks)
         name = str(context.cfg.evaluate.submission_name)
         write_submission(directory / SUBMISSION, source, source.test, masks, name)
+    if context.cfg.cam.height_prior:
+        scores = [replace(s, location_prior=not s.trained_on_masks) for s in scores]
     content = {
         "classes": list(source.classes),
         "scores": [asdict(score) for score in scores],

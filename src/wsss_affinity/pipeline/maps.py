@@ -108,7 +108,7 @@ class LabelImage:
     Attributes:
         cams: Folder of the activation maps.
         output: Folder of the labels.
-        soft: Folder of the CRFs' probabilities, float16; None does not keep them.
+        soft: Folder of the CRFs' probabilities; None does not keep them.
         max_side: Longer images are worked on at this size.
         alpha_low: Of the background in the first CRF.
         alpha_high: Of the background in the second CRF; None for data without background.
@@ -134,7 +134,7 @@ class LabelImage:
             high = self.crf(image, add_background(cam, self.alpha_high))
         if self.soft is not None:
             stacks = {"low": low} if high is None else {"low": low, "high": high}
-            arrays = {name: stack.numpy().astype(np.float16) for name, stack in stacks.items()}
+            arrays = {name: stack.numpy() for name, stack in stacks.items()}
             save_arrays(self.soft / f"{sample.id}.npz", arrays, compress=True)
         labels = affinity_labels_of(low, high, classes).numpy().astype(np.uint8)
         save_mask(self.output / f"{sample.id}.png", labels)
@@ -223,7 +223,8 @@ def make_random_walk(context: Context, directory: Path) -> dict[str, Any]:
             first, rest = walked[0, : len(alphas)], walked[0, len(alphas) :]
             path = folder / f"{sample.id}.npz"
             scores = torch.cat([first[:1], rest])
-            save_scores(path, classes, scores, size, backgrounds=first[1:])
+            others, dtype = first[1:], section.store_dtype
+            save_scores(path, classes, scores, size, backgrounds=others, dtype=dtype)
     work = FinishMask(
         scores=folder,
         output=directory / "masks",

@@ -43,6 +43,8 @@ def fingerprints(
             scored = [samples_fingerprint(part, masks=True) for part in parts]
             meaning = [source.mask_values, source.labels_from_masks, dict(source.split_names)]
             data = [*train, *scored, *meaning, _settings(cfg, "backbone")]
+            if cfg.evaluate.val_cam:
+                data += [_settings(cfg, section) for section in ("cam", "data.max_side")]
         elif _learns_from_masks(stage, cfg):
             data = [*train, samples_fingerprint(source.train, masks=True)]
         inputs = [n for n in reads(stage, cfg) if n in keys]

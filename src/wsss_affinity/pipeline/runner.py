@@ -28,6 +28,7 @@ from wsss_affinity.pipeline.plan import (
 from wsss_affinity.pipeline.settings import check_settings
 from wsss_affinity.pipeline.source import check_data, load_source
 from wsss_affinity.pipeline.stages import STAGES
+from wsss_affinity.pipeline.val_cam import check_val_cam
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,11 @@ def run_pipeline(cfg: DictConfig) -> RunResult:
     there = [name for name in graph if name in chosen or store.has(name, keys[name])]
     keys = fingerprints(cfg, source, graph, there)
 
+    to_run = [n for n in chosen if n in forced or not store.has(n, keys[n])]
+    check_settings(cfg, to_run, source.classes)
+    if "evaluate" in to_run:
+        hands_in(cfg, source)
+        check_val_cam(cfg, source)
     if cfg.pipeline.dry_run:
         for name in graph:
             reuse = store.has(name, keys[name]) and name not in forced
@@ -103,7 +109,6 @@ def run_pipeline(cfg: DictConfig) -> RunResult:
             print(f"{name:<20} {keys[name]}  {action}")
         return RunResult({}, skipped)
 
-    to_run = [n for n in chosen if n in forced or not store.has(n, keys[n])]
     for name in to_run:
         absent = [n for n in reads(STAGES[name], cfg) if n in graph and n not in there]
         if absent and name != "evaluate":
@@ -111,9 +116,6 @@ def run_pipeline(cfg: DictConfig) -> RunResult:
                 f"stage {absent[0]} has not been run with this configuration, and {name} reads it; "
                 f"add {absent[0]} to pipeline.only, or start earlier with pipeline.from"
             )
-    check_settings(cfg, to_run, source.classes)
-    if "evaluate" in to_run:
-        hands_in(cfg, source)
 
     results: dict[str, StageResult] = {}
     for name in graph:

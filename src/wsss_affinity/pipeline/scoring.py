@@ -45,6 +45,7 @@ class Score:
         alpha: Exponent of the background score, where there is one.
         saw_masks: Whether masks chose the threshold, ``alpha`` or the iterations.
         chosen_on: The split whose masks did, by its name or else its role.
+        location_prior: Whether ``cam.height_prior`` said where classes lie.
         trained_on_masks: Whether the network learned from masks: an upper bound.
         crf: Whether a dense CRF refined the result.
         crf_iterations: Its iterations.
@@ -69,6 +70,7 @@ class Score:
     alpha: float | None = None
     saw_masks: bool = False
     chosen_on: str | None = None
+    location_prior: bool = False
     trained_on_masks: bool = False
     crf: bool = False
     crf_iterations: int = 0
@@ -130,7 +132,7 @@ def make_score(
 
 
 def sweep_rows(
-    tally: Tally, settings: Iterable[dict[str, Any]], default: int | None
+    tally: Tally, settings: Iterable[dict[str, Any]], default: int
 ) -> list[dict[str, Any]]:
     """Table of a sweep: each setting, its mean IoU, and whether it is the one chosen beforehand."""
     pairs = zip(settings, tally.mean_ious(), strict=True)

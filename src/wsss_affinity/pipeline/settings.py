@@ -9,12 +9,16 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from wsss_affinity.backbones.base import IMAGENET_MEAN, IMAGENET_STD
+from wsss_affinity.data.transforms import TrainTransform
 from wsss_affinity.errors import WSSSError, did_you_mean
 from wsss_affinity.layers.dense_crf import DenseCRF
 from wsss_affinity.layers.neighborhood import Neighborhood
 from wsss_affinity.layers.random_walk import random_walk
-from wsss_affinity.models import SegmentationNet
+from wsss_affinity.models import AffinityNet, CAMNet, SegmentationNet
 from wsss_affinity.tasks.base import Optimization, optimizer_class
+
+_DTYPES = ("float16", "float32")
 
 
 def check_settings(cfg: DictConfig, stages: Collection[str], classes: Sequence[str] = ()) -> None:
@@ -36,22 +40,36 @@ def check_settings(cfg: DictConfig, stages: Collection[str], classes: Sequence[s
     for name in ("train_cam", "train_affinity", "train_segmentation"):
         if name in stages:
             _whole(cfg[name].batch_size, f"{name}.batch_size", 1)
-            _whole(cfg[name].max_epochs, f"{name}.max_epochs", 1)
+            # without training something else must have made the weights
+            least = 1 if name == "train_segmentation" or cfg[name].weights is None else 0
+            _whole(cfg[name].max_epochs, f"{name}.max_epochs", least)
             with _key(f"{name}.optimization"):
                 Optimization(**cfg[name].optimization)
+            _positive(cfg[name].optimization.lr, f"{name}.optimization.lr")
             optimizer_class(cfg[name].optimization.name)
+            with _key(f"{name}.transform"):
+                TrainTransform(mean=IMAGENET_MEAN, std=IMAGENET_STD, **cfg[name].transform)
     for name in ("affinity_labels", "walk", "evaluate"):
+        _whole(cfg[name].crf.num_iterations, f"{name}.crf.num_iterations", 0)
         with _key(f"{name}.crf"):
             DenseCRF(**cfg[name].crf)
+    dropout = cfg.train_cam.dropout
+    if dropout is not None and not (_is_number(dropout) and 0 <= dropout < 1):
+        raise WSSSError(f"train_cam.dropout must be null or lie in [0, 1), got {dropout!r}")
     if "make_cam" in stages:
         _scales(cfg.cam.scales, "cam.scales")
         _whole(cfg.cam.store_stride, "cam.store_stride", 1)
-        _one_of(cfg.cam.store_dtype, ("float16", "float32"), "cam.store_dtype")
+        _one_of(cfg.cam.store_dtype, _DTYPES, "cam.store_dtype")
         _height_prior(cfg.cam.height_prior, classes)
     if "affinity_labels" in stages:
         _one_of(cfg.affinity_labels.format, ("hard", "soft"), "affinity_labels.format")
+        _positive(cfg.affinity_labels.alpha_low, "affinity_labels.alpha_low")
+        _positive(cfg.affinity_labels.alpha_high, "affinity_labels.alpha_high")
+    if "train_cam" in stages:
+        _builds(cfg, "train_cam", CAMNet, num_classes=1)
     if "train_affinity" in stages:
         _crop(cfg)
+        _builds(cfg, "train_affinity", AffinityNet)
     if "random_walk" in stages:
         _walk(cfg)
     if "train_segmentation" in stages:
@@ -72,15 +90,15 @@ def _one_of(value: Any, choices: tuple[str, ...], key: str) -> None:
 
 
 def _height_prior(prior: Any, classes: Sequence[str]) -> None:
+    if not OmegaConf.is_dict(prior):
+        raise WSSSError(f"cam.height_prior must be a mapping, {{}} for none, got {prior!r}")
     for name, value in prior.items():
         if name not in classes:
             raise WSSSError(
                 f"cam.height_prior: {name!r} is no class; {did_you_mean(name, classes)}"
             )
         numbers = list(value) if OmegaConf.is_list(value) else []
-        if len(numbers) != 2 or not all(isinstance(v, (int, float)) for v in numbers):
-            numbers = [0, 0]
-        if not numbers[1] > 0:
+        if len(numbers) != 2 or not all(map(_is_number, numbers)) or not numbers[1] > 0:
             raise WSSSError(
                 f"cam.height_prior.{name} must be [centre, spread] with a positive spread, "
                 f"e.g. [0.0, 0.2], got {value}"
@@ -88,9 +106,38 @@ def _height_prior(prior: Any, classes: Sequence[str]) -> None:
 
 
 def _scales(value: Any, key: str) -> None:
-    numbers = list(value) if value else []
-    if not numbers or not all(isinstance(v, (int, float)) and v > 0 for v in numbers):
-        raise WSSSError(f"{key} must be a list of positive factors, e.g. [0.5,1.0], got {numbers}")
+    _positives(value, key)
+    if not len(value):
+        raise WSSSError(f"{key} must hold at least one factor, e.g. [0.5,1.0], got []")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _positive(value: Any, key: str) -> None:
+    if not _is_number(value) or not value > 0:
+        raise WSSSError(f"{key} must be a positive number, got {value!r}")
+
+
+def _positives(value: Any, key: str) -> None:
+    values: list[Any] = list(value) if OmegaConf.is_list(value) else [None]
+    if not all(_is_number(v) and v > 0 for v in values):
+        raise WSSSError(f"{key} must be a list of positive numbers, e.g. [0.5,1.0], got {value!r}")
+
+
+def _builds(
+    cfg: DictConfig, stage: str, kind: type[CAMNet] | type[AffinityNet], **options: Any
+) -> None:
+    """Build a network without memory for its weights, and without those that it starts from."""
+    backbone = {str(key): value for key, value in cfg.backbone.items()} | {"weights": None}
+    name = backbone.pop("name")
+    options |= {"output_stride": cfg[stage].output_stride, **backbone}
+    try:
+        with torch.device("meta"):
+            kind(name, **options)
+    except WSSSError as error:
+        raise WSSSError(f"backbone with {stage}.output_stride: {error}") from error
 
 
 def _crop(cfg: DictConfig) -> None:
@@ -109,10 +156,9 @@ def _crop(cfg: DictConfig) -> None:
 def _walk(cfg: DictConfig) -> None:
     walk, radius = cfg.walk, cfg.train_affinity.radius
     _one_of(walk.padding, ("masked", "psa"), "walk.padding")
-    if not walk.alpha > 0:
-        raise WSSSError(f"walk.alpha must be positive, got {walk.alpha}")
-    if not all(alpha > 0 for alpha in walk.alpha_sweep):
-        raise WSSSError(f"walk.alpha_sweep must be positive numbers, got {walk.alpha_sweep}")
+    _one_of(walk.store_dtype, _DTYPES, "walk.store_dtype")
+    _positive(walk.alpha, "walk.alpha")
+    _positives(walk.alpha_sweep, "walk.alpha_sweep")
     with _key("walk"):
         neighborhood = Neighborhood(radius)
         neighborhood.valid(1, 1, walk.border)
@@ -129,16 +175,16 @@ def _walk(cfg: DictConfig) -> None:
 
 def _evaluate(section: DictConfig) -> None:
     _scales(section.scales, "evaluate.scales")
-    if not 0 <= section.cam_threshold < 1:
+    threshold = section.cam_threshold
+    if not _is_number(threshold) or not 0 <= threshold < 1:
+        raise WSSSError(f"evaluate.cam_threshold must be at least 0 and below 1, got {threshold!r}")
+    _positive(section.cam_alpha, "evaluate.cam_alpha")
+    _positives(section.cam_alphas, "evaluate.cam_alphas")
+    if not OmegaConf.is_list(section.crf_iterations):
         raise WSSSError(
-            f"evaluate.cam_threshold must be at least 0 and below 1, got {section.cam_threshold}"
+            "evaluate.crf_iterations must be a list of whole numbers, e.g. [0,1,5,10], "
+            f"got {section.crf_iterations!r}"
         )
-    for alpha in (section.cam_alpha, *section.cam_alphas):
-        if not alpha > 0:
-            raise WSSSError(
-                f"evaluate.cam_alpha and evaluate.cam_alphas must be positive, got {alpha}"
-            )
-    _whole(section.crf.num_iterations, "evaluate.crf.num_iterations", 0)
     for number in section.crf_iterations:
         _whole(number, "evaluate.crf_iterations", 0)
     name = section.submission_name

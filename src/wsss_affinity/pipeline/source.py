@@ -116,8 +116,9 @@ def check_data(
     empty = sum(not s.labels for s in kept.train)
     if empty:
         log.warning(
-            "%d of %d training images have no label of these classes; they count as background",
+            "%d of %d training images have no label of these classes; they count as %s",
             empty,
             len(kept.train),
+            "background" if kept.background else "unsure",
         )
     return kept, problems

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsss_affinity.backbones import Backbone
+from wsss_affinity.checkpoint import load_published
 from wsss_affinity.data.datamodule import WSSSDataModule
 from wsss_affinity.data.dataset import ReadTarget
 from wsss_affinity.data.images import load_mask
@@ -22,7 +23,7 @@ from wsss_affinity.data.source import Sample
 from wsss_affinity.data.transforms import TrainTransform
 from wsss_affinity.errors import WSSSError
 from wsss_affinity.files import load_arrays, write_bytes
-from wsss_affinity.models import SegmentationNet
+from wsss_affinity.models import AffinityNet, CAMNet, SegmentationNet
 from wsss_affinity.pipeline.context import Context
 from wsss_affinity.pipeline.fit import fit
 from wsss_affinity.tasks import AffinityTask, CAMTask, SegmentationTask
@@ -35,6 +36,7 @@ def train_cam(context: Context, directory: Path) -> dict[str, Any]:
     """Train the classifier on image-level labels."""
     pl.seed_everything(context.cfg.seed, verbose=False)
     net = context.cam_net()
+    _start_from(context.cfg.train_cam.weights, net)
     task = CAMTask(net, context.optimization("train_cam"), seed=context.cfg.seed)
     return _train(context, directory, "train_cam", task, net.backbone)
 
@@ -43,12 +45,13 @@ def train_affinity(context: Context, directory: Path) -> dict[str, Any]:
     """Train AffinityNet on the affinity labels, from the weights the classifier started from."""
     pl.seed_everything(context.cfg.seed, verbose=False)
     net = context.affinity_net()
+    _start_from(context.cfg.train_affinity.weights, net)
     labels, stride = context.inputs["affinity_labels"], net.stride
-    reading: dict[str, Any] = {"read_mask": partial(_stored_mask, labels / "labels")}
+    reading: dict[str, Any] = {"read_target": partial(_stored_mask, labels / "labels")}
     if context.cfg.affinity_labels.format == "soft":
         reading = {
-            "read_mask": partial(_soft_labels, labels / "soft"),
-            "finish_mask": partial(_pool_soft, context.source.background, stride),
+            "read_target": partial(_soft_labels, labels / "soft"),
+            "finish_target": partial(_pool_soft, context.source.background, stride),
         }
     task = AffinityTask(
         net,
@@ -80,7 +83,7 @@ def train_segmentation(context: Context, directory: Path) -> dict[str, Any]:
         seed=context.cfg.seed,
         background=context.source.background,
     )
-    metrics = _train(context, directory, "train_segmentation", task, net, read_mask=masks)
+    metrics = _train(context, directory, "train_segmentation", task, net, read_target=masks)
     description = {
         "classes": list(context.source.classes),
         "background": context.source.background,
@@ -90,6 +93,11 @@ def train_segmentation(context: Context, directory: Path) -> dict[str, Any]:
     }
     write_bytes(directory / NETWORK, (json.dumps(description, indent=2) + "\n").encode())
     return metrics
+
+
+def _start_from(weights: str | None, net: CAMNet | AffinityNet) -> None:
+    if weights is not None:
+        load_published(net, weights)
 
 
 def _train(

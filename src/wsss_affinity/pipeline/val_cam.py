@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from omegaconf import DictConfig
+
+from wsss_affinity.data.source import Source
 from wsss_affinity.errors import WSSSError
 from wsss_affinity.pipeline.context import Context
 from wsss_affinity.pipeline.maps import write_cams
 from wsss_affinity.pipeline.scoring import Score, make_score
 from wsss_affinity.pipeline.sweep import CountCam, tally_images
+
+
+def check_val_cam(cfg: DictConfig, source: Source) -> None:
+    """Refuse what :func:`score_val_cam` cannot do.
+
+    Raises:
+        WSSSError: If it is asked for and no image of ``val`` has a label.
+    """
+    if cfg.evaluate.val_cam and source.val and not any(s.labels for s in source.val):
+        raise WSSSError(
+            "evaluate.val_cam gives the CAM the labels of the val images, but this data set has "
+            "none for them; set evaluate.val_cam=false"
+        )
 
 
 def score_val_cam(context: Context, folder: Path) -> Score:
@@ -17,18 +33,9 @@ def score_val_cam(context: Context, folder: Path) -> Score:
     Args:
         context: With the artefact of ``train_cam``.
         folder: Gets the maps.
-
-    Raises:
-        WSSSError: If images of ``val`` have no labels.
     """
     source, section = context.source, context.cfg.evaluate
     samples = source.val
-    bare = next((s for s in samples if not s.labels), None)
-    if bare is not None:
-        raise WSSSError(
-            f"evaluate.val_cam gives the CAM the labels of the val images, but {bare.id} has none; "
-            "set evaluate.val_cam=false"
-        )
     if section.val_drop_last:
         batch = int(context.cfg.train_cam.batch_size)
         samples = samples[: len(samples) // batch * batch]
