@@ -21,7 +21,7 @@ def test_overrides_reach_the_configuration():
         ("backbone=resnet81", r"did you mean 'resnet18'"),
         ("experiment=voc_animals", r"did you mean 'voc12_animals'"),
         ("data=vocc", r"did you mean 'voc'"),
-        ("experiment=null", r"valid names: folder, shapes"),
+        ("experiment=null", r"valid names: camvid, cityscapes, coco14, folder"),
         ("walk.beta=[1", r"cannot read the override"),
     ],
 )

@@ -175,7 +175,7 @@ def test_load_weights_of_another_architecture(tmp_path):
 def test_load_weights_of_no_state_dict(tmp_path, content):
     path = tmp_path / "weights.pth"
     torch.save(content, path)
-    with pytest.raises(WSSSError, match="holds no state dict of tensors"):
+    with pytest.raises(WSSSError, match="holds no mapping of names to tensors; save or pass"):
         load_weights(Small(), path)
 
 
