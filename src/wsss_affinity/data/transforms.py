@@ -86,12 +86,12 @@ class TrainTransform:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             target = None if target is None else target[..., ::-1]
 
-        if self.jitter is not None:
-            image = ColorJitter(*self.jitter)(image)
         size = self.crop_size
         width, height = min(size, image.width), min(size, image.height)
         left, top = _randint(0, image.width - width), _randint(0, image.height - height)
         image = image.crop((left, top, left + width, top + height))
+        if self.jitter is not None:
+            image = ColorJitter(*self.jitter)(image)
         pixels = to_tensor(image, self.mean, self.std)
 
         canvas = torch.zeros(3, size, size)

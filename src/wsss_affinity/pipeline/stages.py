@@ -35,8 +35,7 @@ _FIT = ("backbone", "trainer", "seed", "data.max_side")
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        # 2 of the fits: colours change before the crop
-        Stage("train_cam", (), ("train_cam", *_FIT), train.train_cam, schema=2),
+        Stage("train_cam", (), ("train_cam", *_FIT), train.train_cam),
         # 2: the kernel of PIL where images are enlarged
         Stage("make_cam", ("train_cam",), ("cam",), maps.make_cam, schema=2),
         Stage("affinity_labels", ("make_cam",), ("affinity_labels",), maps.make_affinity_labels),
@@ -45,7 +44,6 @@ STAGES: dict[str, Stage] = {
             ("affinity_labels",),
             ("train_affinity", *_FIT),
             train.train_affinity,
-            schema=2,
         ),
         Stage("random_walk", ("make_cam", "train_affinity"), ("walk",), maps.make_random_walk),
         Stage(
@@ -53,7 +51,6 @@ STAGES: dict[str, Stage] = {
             ("random_walk",),
             ("train_segmentation", "trainer", "seed", "data.max_side"),
             train.train_segmentation,
-            schema=2,
         ),
         Stage(
             "evaluate",
