@@ -8,11 +8,12 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "random_walk.py"
 
 
-def test_reports_every_method_on_a_tiny_grid(tmp_path):
+@pytest.mark.slow
+def test_reports_every_claim_on_tiny_grids(tmp_path):
     if not SCRIPT.exists():
         pytest.skip("the benchmarks are not part of an installed package")
     output = tmp_path / "made" / "report.json"
-    options = ["--height", "6", "--width", "7", "--channels", "2", "--repeats", "1"]
+    options = ["--quick", "--channels", "2", "--repeats", "1", "--threads", "1"]
     result = subprocess.run(
         [sys.executable, SCRIPT, *options, "--output", output],
         check=True,
@@ -20,12 +21,34 @@ def test_reports_every_method_on_a_tiny_grid(tmp_path):
         text=True,
     )
     report = json.loads(output.read_text())
-    assert (report["height"], report["width"], report["channels"]) == (6, 7, 2)
     assert report["device"]
-    assert list(report["methods"]) == ["dense", "power", "chebyshev"]
-    for method, row in report["methods"].items():
-        assert method in result.stdout
-        assert row["seconds"] > 0
-        assert row["largest_difference"] < 1e-4
+    assert report["channels"] == 2
+
+    assert list(report["against_dense"]) == ["VOC/8", "VOC/4"]
+    for row in report["against_dense"].values():
+        assert row["squarings_timed"] == 8
+        assert row["reference"] == "dense in float64"
+        for method in ("power", "chebyshev"):
+            assert row[method]["largest_difference"] < 1e-4
+            ratio = row["dense_seconds"] / row[method]["seconds"]
+            assert row[method]["times_faster_than_dense"] == pytest.approx(ratio)
+
+    assert [row["batch"] for row in report["batches"]] == [1, 2]
+    assert [row["pixels"] for row in report["pixels"]["grids"]] == [42, 72, 240]
+    assert all(row["seconds"] > 0 for row in report["pixels"]["grids"])
+    assert report["steps"]["steps"] == [4, 16]
+    gradients = [(row["num_steps"], row["method"]) for row in report["gradients"]]
+    assert gradients == [(4, "power"), (4, "chebyshev"), (16, "power"), (16, "chebyshev")]
+    for row in report["gradients"]:
+        assert min(row["forward_and_backward_seconds"], row["forward_seconds"]) > 0
         assert row["peak_memory_mib"] >= 0
-    assert report["methods"]["dense"]["times_faster_than_dense"] == 1
+
+    roofline = report["roofline"]
+    assert (roofline["batch"], roofline["grid"]) == (2, [6, 7])
+    # 256 products for 84 pixels of two channels with 68 neighbours and themselves
+    assert roofline["power"]["multiply_adds"] == 256 * 84 * 2 * 69
+    assert roofline["power"]["bytes_needed"] == 4 * 84 * (34 + 2 * 2)
+    assert roofline["chebyshev"]["products"] < 100
+    for method in ("power", "chebyshev"):
+        assert 0 < roofline[method]["share_of_roofline"] < 1
+        assert f"{method}: {roofline[method]['multiply_adds']:.2e} multiply-adds" in result.stdout

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import wsss_affinity.layers.affinity as layer
 from wsss_affinity.layers import Neighborhood, PairwiseAffinity, pairwise_affinity
 
 
@@ -126,14 +127,123 @@ def test_radius_is_checked(make):
 FEATURES = torch.zeros(1, 1, 3, 3)
 
 
+def test_blocks_of_channels_change_nothing(monkeypatch):
+    features = torch.randn(2, 11, 5, 6, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(2, 34, 5, 6, dtype=torch.float64)
+    results = []
+    # all channels at once; four, four and three; one by one
+    for size in (2**16, 4 * 30, 1):
+        monkeypatch.setattr(layer, "_BLOCK", size)
+        affinity = pairwise_affinity(features)
+        (gradient,) = torch.autograd.grad(affinity, features, upstream)
+        results.append((affinity.detach(), gradient))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(results[2], results[0], rtol=1e-13, atol=1e-13)
+
+
+def test_memory_layout_does_not_matter():
+    features = torch.randn(2, 5, 6, 7)
+    expected = pairwise_affinity(features)
+    assert torch.equal(pairwise_affinity(features.to(memory_format=torch.channels_last)), expected)
+    assert torch.equal(pairwise_affinity(features.transpose(2, 3).contiguous().mT), expected)
+
+
+def test_gradient_of_pairs_that_leave_the_grid_is_ignored():
+    features = torch.randn(1, 3, 5, 6, requires_grad=True)
+    upstream = torch.randn(1, 34, 5, 6)
+    (expected,) = torch.autograd.grad(pairwise_affinity(features), features, upstream)
+    upstream[:, ~Neighborhood().valid(5, 6)] = math.nan
+    (gradient,) = torch.autograd.grad(pairwise_affinity(features), features, upstream)
+    assert torch.equal(gradient, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_float32(dtype):
+    features = torch.randn(2, 600, 6, 7).to(dtype).requires_grad_()
+    upstream = torch.randn(2, 34, 6, 7)
+    affinity = pairwise_affinity(features)
+    exact = pairwise_affinity(features.detach().float())
+    assert affinity.dtype == dtype
+    assert torch.equal(affinity, exact.to(dtype))
+    (gradient,) = torch.autograd.grad(affinity, features, upstream.to(dtype))
+    assert gradient.dtype == dtype
+    leaf = features.detach().float().requires_grad_()
+    (expected,) = torch.autograd.grad(pairwise_affinity(leaf), leaf, upstream)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(
+        gradient.float(), expected, rtol=2 * eps, atol=4 * eps * expected.abs().max().item()
+    )
+
+
+def test_autocast_changes_nothing_but_the_dtype_it_is_given():
+    features = torch.randn(1, 6, 5, 5, requires_grad=True)
+    expected = torch.autograd.grad(pairwise_affinity(features).sum(), features)
+    with torch.autocast("cpu", torch.bfloat16):
+        affinity = pairwise_affinity(features)
+        assert affinity.dtype == torch.float32
+        mixed = torch.nn.functional.conv2d(features, torch.randn(8, 6, 1, 1))
+        assert pairwise_affinity(mixed).dtype == torch.bfloat16
+    assert torch.equal(*torch.autograd.grad(affinity.sum(), features), *expected)
+
+
+def test_compiled_code_breaks_its_graph_here_and_goes_on():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def function(features):
+        return pairwise_affinity(2 * features, 3) + 1
+
+    features = torch.randn(1, 4, 5, 6, requires_grad=True)
+    compiled = torch.compile(function, backend=backend)(features)
+    assert len(graphs) == 2
+    assert torch.equal(compiled, function(features))
+    found = torch.autograd.grad(compiled.square().sum(), features)
+    assert torch.equal(*found, *torch.autograd.grad(function(features).square().sum(), features))
+
+
+def test_func_grad_works_and_vmap_is_refused():
+    features = torch.randn(2, 4, 5, 6, requires_grad=True)
+    found = torch.func.grad(lambda f: pairwise_affinity(f).sum())(features.detach())
+    assert torch.equal(found, *torch.autograd.grad(pairwise_affinity(features).sum(), features))
+    with pytest.raises(NotImplementedError, match=r"vmap; .* join the mapped dimension"):
+        torch.func.vmap(pairwise_affinity)(features[:, None])
+
+
+def test_second_derivatives_are_refused():
+    features = torch.randn(1, 4, 5, 6, requires_grad=True)
+    total = pairwise_affinity(features).square().sum()
+    (gradient,) = torch.autograd.grad(total, features, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 @pytest.mark.gpu
-def test_cuda_equals_cpu():
-    features = torch.randn(2, 16, 20, 30)
-    upstream = torch.randn(2, 34, 20, 30)
+@pytest.mark.parametrize("shape", [(2, 16, 20, 30), (8, 448, 56, 56), (1, 3, 300, 500)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_cuda_equals_cpu(shape, dtype):
+    features = torch.randn(shape).to(dtype)
+    upstream = torch.randn(shape[0], 34, *shape[2:]).to(dtype)
     results = []
     for device in ("cpu", "cuda"):
         leaf = features.to(device).detach().requires_grad_()
         affinity = pairwise_affinity(leaf)
-        (affinity * upstream.to(device)).sum().backward()
+        affinity.backward(upstream.to(device))
         results.append((affinity.detach().cpu(), leaf.grad.cpu()))
-    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
+    half = dtype == torch.float16
+    tolerance = {"rtol": 2e-3, "atol": 5e-3} if half else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(results[0], results[1], **tolerance)
+
+
+@pytest.mark.gpu
+def test_memory_on_cuda_is_features_gradient_and_affinities():
+    features = torch.randn(8, 448, 56, 56, device="cuda", requires_grad=True)
+    pairwise_affinity(features[:1]).sum().backward()
+    features.grad = None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    pairwise_affinity(features).sum().backward()
+    planes = 8 * 34 * 56 * 56
+    assert torch.cuda.max_memory_allocated() - before <= 4 * (features.numel() + 5 * planes)

@@ -6,7 +6,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsss_affinity.layers import Neighborhood, RandomWalk, pairwise_affinity, random_walk
-from wsss_affinity.layers.random_walk import _chebyshev_coefficients
 
 METHODS = ["auto", "power", "chebyshev", "dense"]
 
@@ -102,6 +101,23 @@ def test_a_constant_map_stays_constant(method, border, dtype):
     torch.testing.assert_close(result, scores, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("beta", [2, 4, 8])
+@pytest.mark.parametrize("method", ["power", "chebyshev"])
+def test_pixels_that_are_nearly_cut_off_in_float32(method, beta):
+    features = 2 * torch.randn(1, 64, 16, 24, dtype=torch.float64)
+    affinity, scores = pairwise_affinity(features), torch.rand(1, 3, 16, 24, dtype=torch.float64)
+    exact = random_walk(scores, affinity, beta=beta, method=method)
+    result = random_walk(scores.float(), affinity.float(), beta=beta, method=method)
+    torch.testing.assert_close(result.double(), exact, rtol=0, atol=2e-5)
+    if beta == 8:
+        # weights of 1e-8 to 1e-6: beside a diagonal of 1 they would be lost, with 1e-4 of error
+        assert 1e-9 < (affinity[affinity > 0] ** 8).mean() < 1e-6
+        assert 1e-6 < (exact - scores).abs().max() < 1e-2
+    constant = torch.full_like(scores, 0.37).float()
+    result = random_walk(constant, affinity.float(), beta=beta, method=method)
+    torch.testing.assert_close(result, constant, rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_zero_steps_return_a_copy(method):
     scores, affinity = inputs(1, 2, 5, 6)
@@ -195,39 +211,6 @@ def test_values_at_pairs_outside_the_grid_are_ignored(method):
     assert torch.equal(*results)
 
 
-# --- the series ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("tol", [1e-2, 1e-3, 1e-5, 1e-9])
-@pytest.mark.parametrize("num_steps", [1, 2, 5, 30, 256, 1001])
-def test_the_series_is_within_its_tol_on_the_whole_spectrum(num_steps, tol):
-    coefficients = np.array(_chebyshev_coefficients(num_steps, tol))
-    x = np.cos(np.linspace(0, np.pi, 4001))
-    error = np.abs(np.polynomial.chebyshev.chebval(x, coefficients) - x**num_steps).max()
-    assert error <= tol + 1e-12
-    assert coefficients.min() >= 0
-    assert coefficients.sum() == pytest.approx(1, abs=1e-14)
-
-
-@pytest.mark.parametrize("num_steps", [1, 2, 5, 30])
-def test_the_series_holds_the_binomials(num_steps):
-    t = num_steps
-    expected = np.zeros(t + 1)
-    for k in range(t % 2, t + 1, 2):
-        expected[k] = math.comb(t, (t - k) // 2) * 2.0 ** (1 - t) / (2 if k == 0 else 1)
-    np.testing.assert_allclose(_chebyshev_coefficients(t, 1e-15), expected, rtol=1e-11)
-
-
-def test_the_degree_is_the_smallest_that_keeps_tol():
-    t, tol = 256, 1e-5
-    degree = len(_chebyshev_coefficients(t, tol)) - 1
-    exact = [math.comb(t, (t - k) // 2) / 2 ** (t - 1) if k % 2 == 0 else 0 for k in range(t + 1)]
-    assert sum(exact[degree + 1 :]) <= tol / 2 < sum(exact[degree:])
-    # the two figures that the method's description gives
-    assert sum(exact[65:]) == pytest.approx(4.4e-5, rel=0.02)
-    assert sum(exact[81:]) == pytest.approx(3.3e-7, rel=0.02)
-
-
 def test_chebyshev_keeps_tol_in_the_degree_weighted_norm():
     scores, affinity = inputs(1, 3, 10, 12, contrast=0.7)
     degree = torch.from_numpy(transition(affinity[0])[1]).view(10, 12)
@@ -304,6 +287,89 @@ def test_one_input_may_be_constant(method):
         affinity.requires_grad_(leaf is affinity)
         random_walk(*arguments, method=method).square().sum().backward()
         assert leaf.grad.abs().sum().item() > 0
+
+
+@pytest.mark.parametrize("method", ["power", "chebyshev"])
+def test_memory_of_gradients_does_not_grow_with_the_steps(method):
+    scores, affinity = inputs(1, 3, 9, 10)
+    leaves = scores.requires_grad_(), affinity.requires_grad_()
+
+    def measure(num_steps):
+        """Bytes kept for the backward pass, and of the largest tensor that it makes."""
+        saved = {}
+
+        def pack(tensor):
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            result = random_walk(*leaves, method=method, num_steps=num_steps)
+        with LargestTensor() as largest:
+            result.sum().backward()
+        return sum(saved.values()), 8 * largest.numel
+
+    kept, made = measure(16)
+    assert measure(256) == measure(1024) == (kept, made)
+    pixel = 9 * 10 * 8
+    # the planes a few times over, for beta and the degrees, the scores likewise
+    assert kept <= (7 * 35 + 8 * 3) * pixel
+    # both directions of the pairs, or the outer products of four steps
+    assert made <= 69 * pixel
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_does_not_reach_the_walk(method, dtype):
+    scores, affinity = inputs(1, 2, 6, 7, dtype=torch.float32)
+    results = []
+    for enabled in (False, True):
+        leaves = [x.clone().requires_grad_() for x in (scores, affinity)]
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            walked = random_walk(*leaves, method=method)
+        assert walked.dtype == torch.float32
+        gradients = torch.autograd.grad(walked.square().sum(), leaves)
+        results.append((walked.detach(), *gradients))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", ["power", "chebyshev"])
+def test_half_precision_affinities_get_gradients(method):
+    scores, affinity = inputs(1, 2, 6, 7, dtype=torch.float32)
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        leaves = [x.bfloat16().to(dtype).requires_grad_() for x in (scores, affinity)]
+        walked = random_walk(*leaves, method=method)
+        gradients.append(torch.autograd.grad(walked.float().sum(), leaves))
+    assert {g.dtype for g in gradients[1]} == {torch.bfloat16}
+    for exact, half in zip(*gradients, strict=True):
+        torch.testing.assert_close(half.float(), exact, rtol=1e-2, atol=1e-2)
+
+
+def test_compiled():
+    layer = RandomWalk(radius=3, num_steps=20)
+    scores, affinity = inputs(2, 2, 5, 6, radius=3)
+    results = []
+    for walk in (layer, torch.compile(layer, backend="eager")):
+        leaves = [x.clone().requires_grad_() for x in (scores, affinity)]
+        walked = walk(*leaves)
+        results.append((walked.detach(), *torch.autograd.grad(walked.square().sum(), leaves)))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def test_vmap_is_refused_in_a_sentence():
+    scores, affinity = inputs(3, 2, 5, 6)
+    with pytest.raises(ValueError, match=r"cannot be mapped by torch\.func\.vmap: .* fold the"):
+        torch.func.vmap(random_walk)(scores[:, None], affinity[:, None])
+    with pytest.raises(ValueError, match=r"cannot be mapped by torch\.func\.vmap"):
+        torch.func.vmap(lambda a: random_walk(scores[:1], a))(affinity[:, None])
+
+
+def test_a_second_derivative_is_refused():
+    scores, affinity = inputs(1, 2, 5, 6)
+    result = random_walk(scores, affinity.requires_grad_())
+    (first,) = torch.autograd.grad(result.square().sum(), affinity, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
 
 
 def test_a_first_call_in_inference_mode_leaves_later_gradients_alone():

@@ -2,21 +2,22 @@ import numpy as np
 import pytest
 import torch
 
-from wsss_affinity.layers import Neighborhood, pairwise_affinity, random_walk
-from wsss_affinity.layers.walk_matrix import WalkMatrix
+from wsss_affinity.layers import Neighborhood, pairwise_affinity
+from wsss_affinity.layers import walk_matrix as module
+from wsss_affinity.layers.walk_matrix import CSRProducts, ShiftedProducts, WalkMatrix, products
 
-
-@pytest.fixture(params=["csr", "shifted"])
-def path(request, monkeypatch):
-    if request.param == "shifted":
-        monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
-    elif not torch.backends.mkl.is_available():
-        pytest.skip("this build of torch has no CSR products on the CPU")
-    return request.param
+MKL = pytest.param(
+    CSRProducts,
+    marks=pytest.mark.skipif(
+        not torch.backends.mkl.is_available(), reason="this torch has no CSR products on the CPU"
+    ),
+)
+BOTH = pytest.mark.parametrize("kind", [MKL, ShiftedProducts])
+SHAPES = [(2, 7, 9, 5), (1, 2, 3, 5), (3, 1, 4, 2), (1, 1, 1, 5), (1, 12, 3, 4)]
 
 
 def dense_symmetric(weights, radius):
-    """D^-1/2 W D^-1/2 of one image by plain loops, and D."""
+    """D^-1/2 W D^-1/2 - I of one image by plain loops, and D."""
     _, height, width = weights.shape
     matrix = np.eye(height * width)
     for k, (dy, dx) in enumerate(Neighborhood(radius).pairs):
@@ -25,78 +26,110 @@ def dense_symmetric(weights, radius):
                 i, j = y * width + x, (y + dy) * width + x + dx
                 matrix[i, j] = matrix[j, i] = weights[k, y, x].item()
     degree = matrix.sum(1)
-    return torch.from_numpy(matrix / np.sqrt(np.outer(degree, degree))), torch.from_numpy(degree)
+    symmetric = matrix / np.sqrt(np.outer(degree, degree)) - np.eye(len(matrix))
+    return torch.from_numpy(symmetric), torch.from_numpy(degree)
 
 
-def weights_of(batch, height, width, radius):
-    return pairwise_affinity(torch.randn(batch, 2, height, width, dtype=torch.float64), radius)
+def weights_of(batch, height, width, radius, dtype=torch.float64):
+    return pairwise_affinity(torch.randn(batch, 2, height, width, dtype=dtype), radius)
 
 
-@pytest.mark.parametrize(
-    ("batch", "height", "width", "radius"), [(2, 7, 9, 5), (1, 2, 3, 5), (3, 1, 4, 2), (1, 1, 1, 5)]
-)
-def test_product_equals_the_dense_matrix(path, batch, height, width, radius):
+@BOTH
+@pytest.mark.parametrize(("batch", "height", "width", "radius"), SHAPES)
+def test_product_equals_the_dense_matrix(kind, batch, height, width, radius):
     weights = weights_of(batch, height, width, radius)
     matrix = WalkMatrix(weights, Neighborhood(radius))
-    assert (matrix._csr is not None) == (path == "csr")
-    x, minus = torch.randn(2, batch, height, width, 3, dtype=torch.float64)
-    product, recurrence = matrix.product(x), matrix.product(x, minus=minus)
+    x, start = torch.randn(2, batch, height, width, 3, dtype=torch.float64)
+    result = start.clone()
+    kind(matrix.planes, matrix.neighborhood).add_product(result, x, 2)
     for b in range(batch):
         dense, degree = dense_symmetric(weights[b], radius)
-        expected = (dense @ x[b].reshape(-1, 3)).view(height, width, 3)
-        torch.testing.assert_close(product[b], expected, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(recurrence[b], 2 * expected - minus[b], rtol=1e-12, atol=1e-12)
+        expected = start[b] + 2 * (dense @ x[b].reshape(-1, 3)).view(height, width, 3)
+        torch.testing.assert_close(result[b], expected, rtol=1e-12, atol=1e-12)
         scale = degree.sqrt().view(height, width, 1)
         torch.testing.assert_close(matrix.scale[b], scale, rtol=1e-12, atol=1e-12)
 
 
-def test_gradcheck(path):
-    x, minus = (torch.randn(2, 3, 4, 2, dtype=torch.float64, requires_grad=True) for _ in "xm")
+@BOTH
+@pytest.mark.parametrize(("batch", "height", "width", "radius"), SHAPES)
+def test_outer_products_are_the_gradient_of_the_planes(kind, batch, height, width, radius):
+    matrix = WalkMatrix(weights_of(batch, height, width, radius), Neighborhood(radius))
+    operator = kind(matrix.planes, matrix.neighborhood)
+    assert not operator.gradient().any()
+    pairs = torch.randn(3, 2, batch, height, width, 4, dtype=torch.float64)
+    for left, right in pairs:
+        operator.add_outer(left, right)
+    left, right = pairs.transpose(0, 1).movedim(1, -1).reshape(2, batch, height * width, -1)
+    dense = left @ right.mT
+    expected = torch.zeros_like(matrix.planes)
+    expected[:, -1] = dense.diagonal(dim1=1, dim2=2).view(batch, height, width)
+    for k, (dy, dx) in enumerate(matrix.neighborhood.pairs):
+        for y in range(height - dy):
+            for x in range(max(0, -dx), min(width, width - dx)):
+                i, j = y * width + x, (y + dy) * width + x + dx
+                expected[:, k, y, x] = dense[:, i, j] + dense[:, j, i]
+    torch.testing.assert_close(operator.gradient(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_gradcheck():
     inside = Neighborhood(4).valid(3, 4)
     weights = (torch.rand(2, len(inside), 3, 4, dtype=torch.float64) + 0.1) * inside
 
-    def both(w, x, minus):
+    def planes_and_scale(w):
         # gradcheck also moves the weights that leave the grid, which must stay 0
         matrix = WalkMatrix(w * inside, Neighborhood(4))
-        return matrix.product(x), matrix.product(x, minus=minus)
+        return matrix.planes, matrix.scale
 
-    assert torch.autograd.gradcheck(both, (weights.requires_grad_(), x, minus))
-
-
-@pytest.mark.parametrize("method", ["power", "chebyshev"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_both_paths_walk_alike(monkeypatch, method, dtype):
-    if not torch.backends.mkl.is_available():
-        pytest.skip("this build of torch has no CSR products on the CPU")
-    scores = torch.rand(2, 3, 12, 13, dtype=dtype)
-    affinity = pairwise_affinity(torch.randn(2, 4, 12, 13, dtype=dtype))
-    results = []
-    for available in (True, False):
-        monkeypatch.setattr(torch.backends.mkl, "is_available", lambda value=available: value)
-        leaves = [scores.clone().requires_grad_(), affinity.clone().requires_grad_()]
-        walked = random_walk(*leaves, method=method)
-        gradients = torch.autograd.grad(walked.square().sum(), leaves)
-        results.append((walked.detach(), *gradients))
-    # the gradient of a^8 through 256 steps, up to 3, is off by 6e-4 on either path
-    tolerance = 2e-3 if dtype == torch.float32 else 1e-11
-    torch.testing.assert_close(results[0], results[1], rtol=tolerance, atol=tolerance)
+    assert torch.autograd.gradcheck(planes_and_scale, weights.requires_grad_())
 
 
-def test_the_matrix_is_symmetric_with_eigenvalues_in_the_unit_interval(path):
-    weights = weights_of(1, 4, 5, 3)
-    matrix = WalkMatrix(weights, Neighborhood(3))
+@BOTH
+def test_the_matrix_is_symmetric_with_eigenvalues_in_the_unit_interval(kind):
+    matrix = WalkMatrix(weights_of(1, 4, 5, 3), Neighborhood(3))
     identity = torch.eye(20, dtype=torch.float64).view(1, 4, 5, 20)
-    dense = matrix.product(identity).view(20, 20)
+    dense = identity.clone()
+    kind(matrix.planes, matrix.neighborhood).add_product(dense, identity)
+    dense = dense.view(20, 20)
     torch.testing.assert_close(dense, dense.T, rtol=0, atol=1e-14)
     eigenvalues = torch.linalg.eigvalsh(dense)
     assert eigenvalues.max().item() == pytest.approx(1, abs=1e-12)
     assert eigenvalues.min().item() > -1
 
 
-def test_the_pattern_of_one_size_serves_others_of_the_same_number_of_pixels(path):
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="no CSR products on the CPU")
+def test_the_pattern_of_one_size_serves_others_of_the_same_number_of_pixels():
     for height, width in ((3, 8), (8, 3), (4, 6), (3, 8)):
-        weights = weights_of(1, height, width, 3)
+        matrix = WalkMatrix(weights_of(1, height, width, 3), Neighborhood(3))
         x = torch.randn(1, height, width, 1, dtype=torch.float64)
-        product = WalkMatrix(weights, Neighborhood(3)).product(x)
-        expected = dense_symmetric(weights[0], 3)[0] @ x.reshape(-1, 1)
-        torch.testing.assert_close(product.view(-1, 1), expected, rtol=1e-12, atol=1e-12)
+        results = [torch.zeros_like(x) for _ in "ab"]
+        for result, kind in zip(results, (CSRProducts, ShiftedProducts), strict=True):
+            kind(matrix.planes, matrix.neighborhood).add_product(result, x)
+        torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+def test_the_cpu_takes_images_one_by_one_where_it_has_csr_products(monkeypatch):
+    matrix = WalkMatrix(weights_of(3, 4, 5, 3), Neighborhood(3))
+    for available in (True, False):
+        monkeypatch.setattr(torch.backends.mkl, "is_available", lambda value=available: value)
+        found = list(products(matrix.planes, matrix.neighborhood))
+        assert [(part.start, part.stop) for part, _ in found] == (
+            [(0, 1), (1, 2), (2, 3)] if available else [(0, 3)]
+        )
+        assert {type(p) for _, p in found} == {CSRProducts if available else ShiftedProducts}
+
+
+def test_patterns_hold_32_bit_indices_and_large_ones_are_not_kept():
+    before = module._kept_pattern.cache_info().currsize
+    device = torch.device("cpu")
+    starts, columns, places = module._pattern(1, 129, 129, 5, device)
+    assert module._kept_pattern.cache_info().currsize == before
+    assert {starts.dtype, columns.dtype, places.dtype} == {torch.int32}
+    inside = Neighborhood(5).valid(129, 129).sum().item()
+    assert starts[-1] == len(columns) == len(places) == 2 * inside + 129**2
+    # two images are two blocks
+    two = module._pattern(2, 5, 6, 3, device)
+    one = module._pattern(1, 5, 6, 3, device)
+    assert torch.equal(two[1], torch.cat([one[1], one[1] + 30]))
+    assert torch.equal(two[0], torch.cat([one[0], one[0][1:] + one[0][-1]]))
+    # 12 planes and the diagonal
+    assert torch.equal(two[2], torch.cat([one[2], one[2] + 13 * 30]))

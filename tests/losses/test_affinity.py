@@ -163,6 +163,54 @@ def test_border_and_radius_are_checked():
         affinity_loss(torch.rand(1, 34, 4, 4), labels, radius=1)
 
 
+def test_only_affinities_and_one_value_a_pair_are_kept_for_the_gradient():
+    affinity = torch.rand(2, 34, 20, 21, requires_grad=True)
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        affinity_loss(affinity, random_labels(2, 20, 21))
+    # the argument of the logarithm in float32; four masks of a byte
+    assert 0 < sum(kept.values()) <= 8.1 * affinity.numel()
+
+
+def test_compiled_equals_eager():
+    affinity, labels = torch.rand(2, 34, 6, 7, requires_grad=True), random_labels(2, 6, 7)
+    compiled = torch.compile(affinity_loss, backend="eager")(affinity, labels)
+    expected = affinity_loss(affinity, labels)
+    assert {n: v.item() for n, v in compiled.items()} == {n: v.item() for n, v in expected.items()}
+    (found,) = torch.autograd.grad(compiled["loss"], affinity)
+    assert torch.equal(found, *torch.autograd.grad(expected["loss"], affinity))
+
+
+def test_training_after_validation_in_inference_mode():
+    affinity, labels = torch.rand(1, 34, 5, 9), random_labels(1, 5, 9)
+    with torch.inference_mode():
+        expected = affinity_loss(affinity, labels)["loss"].item()
+    loss = affinity_loss(affinity.requires_grad_(), labels)["loss"]
+    loss.backward()
+    assert loss.item() == expected
+    assert bool(affinity.grad.any())
+
+
+def test_vmap_gives_the_loss_of_each_image():
+    affinity, labels = torch.rand(3, 34, 6, 7, dtype=torch.float64), random_labels(3, 6, 7)
+    mapped = torch.func.vmap(affinity_loss)(affinity[:, None], labels[:, None])
+    for i in range(3):
+        expected = affinity_loss(affinity[i : i + 1], labels[i : i + 1])["loss"].item()
+        assert mapped["loss"][i].item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_autocast_keeps_float32():
+    affinity, labels = torch.rand(1, 34, 6, 7), random_labels(1, 6, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = affinity_loss(affinity, labels)["loss"]
+    assert result.item() == affinity_loss(affinity, labels)["loss"].item()
+
+
 @pytest.mark.gpu
 def test_cuda_equals_cpu():
     affinity, labels = torch.rand(2, 34, 20, 30), random_labels(2, 20, 30)

@@ -7,40 +7,125 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsss_affinity.layers.neighborhood import Neighborhood, pair_slices
+from wsss_affinity.layers.kernels import available
+from wsss_affinity.layers.neighborhood import Neighborhood
+
+# Values of a block of channels: it stays in a level-2 cache with what is computed from it, and
+# torch handles fewer than 2**15 in one thread. More threads would have to meet after each of
+# thousands of steps of microseconds, which takes far longer where other programs use the cores.
+_BLOCK = 2**15 - 1
 
 
 class _PairwiseAffinity(torch.autograd.Function):
-    """Both passes walk over images and offsets, so memory stays at features + affinities."""
+    """Both passes go offset by offset, so memory stays at features + affinities."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, radius: int) -> Tensor:
-        offsets = Neighborhood(radius).pairs
-        batch, _, height, width = features.shape
-        affinity = features.new_zeros(batch, len(offsets), height, width)
-        for image, planes in zip(features, affinity, strict=True):
-            for (dy, dx), plane in zip(offsets, planes, strict=True):
-                source, target = pair_slices(dy, dx)
-                distance = (image[(..., *source)] - image[(..., *target)]).abs_().mean(0)
-                plane[source] = distance.neg_().exp_()
-        ctx.save_for_backward(features, affinity)
-        ctx.radius = radius
-        return affinity
+    def forward(features: Tensor, radius: int) -> Tensor:
+        if available(features):
+            from wsss_affinity.layers.kernels import affinity as kernels
+
+            return kernels.pairwise_affinity(features, radius)
+        return _affinity(features, radius)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        features, ctx.radius = inputs
+        ctx.save_for_backward(features, output)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         features, affinity = ctx.saved_tensors
-        result = torch.zeros_like(features)
         # d exp(-mean|d|) / d f_i = -a · sign(d) / D, and the opposite for f_j
-        weight = grad * affinity / -features.shape[1]
-        for image, planes, out in zip(features, weight, result, strict=True):
-            for (dy, dx), plane in zip(Neighborhood(ctx.radius).pairs, planes, strict=True):
-                source, target = pair_slices(dy, dx)
-                step = (image[(..., *source)] - image[(..., *target)]).sign_().mul_(plane[source])
-                out[(..., *source)] += step
-                out[(..., *target)] -= step
-        return result, None
+        weight = grad.to(_sum_dtype(features)) * affinity / -features.shape[1]
+        if available(features):
+            from wsss_affinity.layers.kernels import affinity as kernels
+
+            return kernels.pairwise_affinity_backward(features, weight, ctx.radius), None
+        return _gradient(features, weight, ctx.radius), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, features: Tensor, radius: int) -> Any:
+        raise NotImplementedError(
+            "pairwise_affinity does not work under torch.func.vmap; it takes a batch as it is, "
+            "so join the mapped dimension with the first one"
+        )
+
+
+def _sum_dtype(features: Tensor) -> torch.dtype:
+    # hundreds of channels are summed
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
+def _workspace(features: Tensor, dtype: torch.dtype, count: int) -> tuple[Tensor, ...]:
+    """``count`` tensors for a block of channels, ``(channels, H·W)``."""
+    channels, pixels = features.shape[1], features.shape[2] * features.shape[3]
+    if not features.is_cuda:  # where a launch costs more than its work, without Triton
+        channels = min(channels, max(_BLOCK // max(pixels, 1), 1))
+    return features.new_empty(count, channels, pixels, dtype=dtype).unbind()
+
+
+def _fill(block: Tensor, channels: Tensor) -> None:
+    block[: len(channels)] = channels
+    block[len(channels) :] = 0
+
+
+def _shifts(radius: int, height: int, width: int) -> list[tuple[int, int]]:
+    """Index of each offset that fits on the grid, and its step in the row-major order of pixels.
+
+    One long run of memory is several times faster than rows of some dozen pixels. The price is
+    pairs that leave the grid at one side and enter it a row further; they are masked.
+    """
+    pairs = enumerate(Neighborhood(radius).pairs)
+    return [(k, dy * width + dx) for k, (dy, dx) in pairs if dy < height and abs(dx) < width]
+
+
+def _affinity(features: Tensor, radius: int) -> Tensor:
+    batch, channels, height, width = features.shape
+    neighborhood = Neighborhood(radius)
+    shifts = _shifts(radius, height, width)
+    block, difference = _workspace(features, _sum_dtype(features), 2)
+    distance = block.new_empty(height * width)
+    sums = block.new_zeros(batch, len(neighborhood), height * width)
+    for image, planes in zip(features.flatten(2), sums, strict=True):
+        # making these views in the inner loop would take as long as all else there
+        pairs = [
+            (block[:, :-s], block[:, s:], difference[:, :-s], distance[:-s], planes[k, :-s])
+            for k, s in shifts
+        ]
+        for some in image.split(len(block)):
+            _fill(block, some)
+            for first, second, gap, total, plane in pairs:
+                torch.sub(first, second, out=gap).abs_()
+                plane.add_(torch.sum(gap, 0, out=total))
+    affinity = sums.div_(-channels).exp_().view(batch, len(neighborhood), height, width)
+    outside = ~neighborhood.valid(height, width).to(features.device)
+    return affinity.masked_fill_(outside, 0).to(features.dtype)
+
+
+def _gradient(features: Tensor, weight: Tensor, radius: int) -> Tensor:
+    height, width = features.shape[2:]
+    shifts = _shifts(radius, height, width)
+    # the gradient may be anything where there is no pair
+    outside = ~Neighborhood(radius).valid(height, width).to(features.device)
+    weight = weight.masked_fill(outside, 0)
+    result = torch.empty_like(features, memory_format=torch.contiguous_format)
+    block, step, total = _workspace(features, weight.dtype, 3)
+    images = zip(features.flatten(2), weight.flatten(2), result.flatten(2), strict=True)
+    for image, planes, gradient in images:
+        pairs = [
+            (block[:, :-s], block[:, s:], step[:, :-s], planes[k, :-s], total[:, :-s], total[:, s:])
+            for k, s in shifts
+        ]
+        for some, out in zip(image.split(len(block)), gradient.split(len(block)), strict=True):
+            _fill(block, some)
+            total.zero_()
+            for first, second, sign, plane, at_first, at_second in pairs:
+                torch.sub(first, second, out=sign).sign_().mul_(plane)
+                at_first.add_(sign)
+                at_second.sub_(sign)
+            out.copy_(total[: len(out)])
+    return result
 
 
 def pairwise_affinity(features: Tensor, radius: int = 5) -> Tensor:
@@ -48,7 +133,8 @@ def pairwise_affinity(features: Tensor, radius: int = 5) -> Tensor:
 
     The pairs are those of :class:`~wsss_affinity.layers.Neighborhood` (Ahn & Kwak, CVPR 2018,
     equation 2, with the mean over channels that the published code takes where the paper writes
-    the L1 norm). Memory is linear in features plus affinities in both passes.
+    the L1 norm). Memory is linear in features plus affinities in both passes; half precision is
+    summed in float32. Differentiable once, and a graph break for ``torch.compile``.
 
     Args:
         features: ``(B, D, H, W)`` floating point.
@@ -60,6 +146,7 @@ def pairwise_affinity(features: Tensor, radius: int = 5) -> Tensor:
 
     Raises:
         ValueError: If ``features`` is not a floating-point tensor of four dimensions.
+        NotImplementedError: Under ``torch.func.vmap``, since a batch is taken as it is.
 
     Example:
         >>> pairwise_affinity(torch.zeros(1, 8, 3, 3), radius=2)[0, 0]
@@ -67,6 +154,11 @@ def pairwise_affinity(features: Tensor, radius: int = 5) -> Tensor:
                 [1., 1., 0.],
                 [1., 1., 0.]])
     """
+    if torch.compiler.is_compiling():
+        # its graph would be thousands of steps, one for each offset and block
+        disable: Any = torch.compiler.disable
+        result: Tensor = disable(pairwise_affinity)(features, radius)
+        return result
     if features.ndim != 4 or not features.is_floating_point():
         raise ValueError(
             "features must be floating point of shape (B, D, H, W), "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from functools import lru_cache
+from contextlib import nullcontext
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from wsss_affinity.layers import kernels
+from wsss_affinity.layers.chebyshev import chebyshev_coefficients, walk
 from wsss_affinity.layers.neighborhood import Border, Neighborhood, pair_slices
 from wsss_affinity.layers.walk_matrix import WalkMatrix
 
@@ -54,11 +55,14 @@ def random_walk(
         border: Which pairs exist at the border, see :meth:`Neighborhood.valid`.
 
     Returns:
-        ``(B, C, h, w)`` in the dtype of ``scores``. Differentiable in ``scores`` and ``affinity``.
+        ``(B, C, h, w)`` in the dtype of ``scores``; float16 and bfloat16 walk in float32.
+        Differentiable in ``scores`` and ``affinity``, once: the sparse methods keep the scores and
+        one matrix for it, and need about 14 tensors of the size of the scores in the backward
+        pass, however long the walk.
 
     Raises:
         ValueError: If shapes, radius or devices do not fit each other, if affinities are negative
-            or NaN, or if an option is out of range.
+            or NaN, if an option is out of range, or under ``torch.func.vmap``.
 
     Example:
         >>> x = torch.eye(4).view(1, 4, 2, 2)
@@ -67,31 +71,47 @@ def random_walk(
         tensor([[0.2500, 0.2500],
                 [0.2500, 0.2500]])
     """
+    if torch.compiler.is_compiling():
+        # its graph would be thousands of steps
+        walked: Tensor = torch.compiler.disable(random_walk)(  # type: ignore[no-untyped-call]
+            scores,
+            affinity,
+            radius=radius,
+            beta=beta,
+            num_steps=num_steps,
+            method=method,
+            tol=tol,
+            border=border,
+        )
+        return walked
+    if any(map(torch._C._functorch.is_batchedtensor, (scores, affinity))):
+        raise ValueError(
+            "random_walk cannot be mapped by torch.func.vmap: it takes a batch itself, so fold "
+            "the mapped dimension into the first one of scores and affinity"
+        )
     neighborhood = Neighborhood(radius)
     _check(scores, affinity, neighborhood, beta, num_steps, method, tol)
     if num_steps == 0 or scores.numel() == 0:
         return scores.clone()
     height, width = scores.shape[2:]
-    dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    valid = neighborhood.valid(height, width, border).to(affinity.device)
-    planes = torch.where(valid, affinity.to(dtype), 0)
-    # 0 ** beta has an infinite slope for beta < 1; those pairs are cut anyway
-    planes = torch.where(planes > 0, planes.clamp_min(torch.finfo(dtype).tiny) ** beta, 0)
-
-    x = scores.to(dtype)
-    coefficients = _chebyshev_coefficients(num_steps, tol)
+    coefficients = chebyshev_coefficients(num_steps, tol)
     if method == "auto":
         method = "chebyshev" if len(coefficients) - 1 < num_steps else "power"
-    if method == "dense":
-        walked = _dense(x, planes, neighborhood, num_steps)
-    else:
-        matrix = WalkMatrix(planes, neighborhood)
-        rows = x.permute(0, 2, 3, 1).contiguous() * matrix.scale
-        if method == "power":
-            rows = _power(rows, matrix, num_steps)
+    # half precision is for storage only: autocast would multiply in it
+    kind = scores.device.type
+    with torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda") else nullcontext():
+        dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
+        valid = neighborhood.valid(height, width, border).to(affinity.device)
+        if method == "dense":
+            weights = _weights(affinity.to(dtype), valid, beta)
+            walked = _dense(scores.to(dtype), weights, neighborhood, num_steps)
         else:
-            rows = _chebyshev(rows, matrix, coefficients)
-        walked = (rows / matrix.scale).permute(0, 3, 1, 2).contiguous()
+            planes, scale = _symmetric(affinity, valid, beta, neighborhood, dtype)
+            del valid
+            kept = coefficients if method == "chebyshev" else None
+            # in place of a name, so that the rows are freed where the walk makes others
+            rows = walk(_to_rows(scores, scale), planes, neighborhood, kept, num_steps)
+            walked = (rows / scale).permute(0, 3, 1, 2).contiguous()
     return walked.to(scores.dtype)
 
 
@@ -136,40 +156,32 @@ def _check(
         raise ValueError(f"tol must lie between 0 and 1, got {tol}")
 
 
-@lru_cache(maxsize=64)
-def _chebyshev_coefficients(num_steps: int, tol: float) -> tuple[float, ...]:
-    """Coefficients c_0 … c_m of x^t, cut to err by at most ``tol`` and rescaled to sum 1."""
-    t = num_steps
-    full = [0.0] * (t + 1)
-    for k in range(t % 2, t + 1, 2):
-        log_binomial = math.lgamma(t + 1) - math.lgamma((t - k) / 2 + 1)
-        log_binomial -= math.lgamma((t + k) / 2 + 1)
-        full[k] = math.exp(log_binomial + (1 - t) * math.log(2)) / (2 if k == 0 else 1)
-    tail, degree = 0.0, t
-    # rescaling can double what cutting errs by
-    while degree > 1 and tail + full[degree] <= tol / 2:
-        tail += full[degree]
-        degree -= 1
-    kept = full[: degree + 1]
-    total = math.fsum(kept)
-    return tuple(c / total for c in kept)
+def _weights(affinity: Tensor, valid: Tensor, beta: float) -> Tensor:
+    weights = torch.where(valid, affinity, 0)
+    if not weights.requires_grad:
+        return weights.pow_(beta)
+    # 0 ** beta has an infinite slope for beta < 1; those pairs are cut anyway
+    tiny = torch.finfo(weights.dtype).tiny
+    return torch.where(weights > 0, weights.clamp_min(tiny) ** beta, 0)
 
 
-def _power(x: Tensor, matrix: WalkMatrix, num_steps: int) -> Tensor:
-    for _ in range(num_steps):
-        x = matrix.product(x)
-    return x
+def _symmetric(
+    affinity: Tensor, valid: Tensor, beta: float, neighborhood: Neighborhood, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Planes and scale of :class:`WalkMatrix`."""
+    differentiable = torch.is_grad_enabled() and affinity.requires_grad
+    if kernels.available(affinity) and dtype == torch.float32 and not differentiable:
+        from wsss_affinity.layers.kernels.walk_planes import normalize
+
+        kept = torch.where(valid, affinity, 0)
+        planes, scale = normalize(kept, neighborhood.pairs, beta)
+        return planes, scale.unsqueeze(-1)
+    matrix = WalkMatrix(_weights(affinity.to(dtype), valid, beta), neighborhood)
+    return matrix.planes, matrix.scale
 
 
-def _chebyshev(x: Tensor, matrix: WalkMatrix, coefficients: tuple[float, ...]) -> Tensor:
-    # T_0 = x, T_1 = M x, T_{k+1} = 2 M T_k - T_{k-1}
-    previous, current = x, matrix.product(x)
-    total = coefficients[0] * previous + coefficients[1] * current
-    for c in coefficients[2:]:
-        previous, current = current, matrix.product(current, minus=previous)
-        if c:
-            total = total + c * current
-    return total
+def _to_rows(scores: Tensor, scale: Tensor) -> Tensor:
+    return (scores.to(scale.dtype).permute(0, 2, 3, 1) * scale).contiguous()
 
 
 def _dense(x: Tensor, planes: Tensor, neighborhood: Neighborhood, num_steps: int) -> Tensor:

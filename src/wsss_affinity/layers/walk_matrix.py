@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wsss_affinity.layers.neighborhood import Neighborhood, pair_slices
 
 
 class WalkMatrix:
-    r"""The symmetric :math:`M = D^{-1/2} W D^{-1/2}` of a batch of images.
+    r"""The symmetric :math:`M = D^{-1/2} W D^{-1/2} = I + L` of a batch of images.
 
     It has the eigenvalues of :math:`D^{-1} W`, and :math:`(D^{-1}W)^t = D^{-1/2} M^t D^{1/2}`, so
-    a whole walk needs products by ``M`` only, and the gradient of a product is another one.
+    a whole walk needs products by ``M`` only, and its gradient too. What is kept is ``L``, minus
+    the normalised graph Laplacian: a pixel that is nearly cut off has a diagonal of nearly 1 in
+    ``M``, beside which float32 loses its neighbours; in ``x + L x`` both are small.
 
     Args:
         weights: ``(B, K, h, w)``, the planes of ``W`` off the diagonal, 0 at pairs that leave the
@@ -25,137 +28,189 @@ class WalkMatrix:
     """
 
     def __init__(self, weights: Tensor, neighborhood: Neighborhood) -> None:
-        self.neighborhood = neighborhood
-        neighbours = torch.zeros_like(weights[:, 0])
+        height, width = weights.shape[2:]
+        rim = neighborhood.radius - 1
+
+        def ahead(padded: Tensor, dy: int, dx: int) -> Tensor:
+            return padded[:, dy : dy + height, rim + dx : rim + dx + width]
+
+        behind = F.pad(torch.zeros_like(weights[:, 0]), (rim, rim, 0, rim))
         for k, (dy, dx) in enumerate(neighborhood.pairs):
-            neighbours = neighbours + weights[:, k] + _shift(weights[:, k], dy, dx)
+            ahead(behind, dy, dx).add_(weights[:, k])
+        neighbours = weights.sum(1) + ahead(behind, 0, 0)
         degree = 1 + neighbours
         root = degree.rsqrt()
-        # 1 / degree, so that rows sum to 1 also where the neighbours are lost in rounding: over
-        # hundreds of steps the difference would show in the fourth digit
-        diagonal = 1 - neighbours / degree
-        ahead = [_shift(root, -dy, -dx) for dy, dx in neighborhood.pairs]
-        #: ``(B, K + 1, h, w)``: the planes of ``M``, and its diagonal last.
-        self.planes = torch.cat(
-            [weights * root.unsqueeze(1) * torch.stack(ahead, 1), diagonal.unsqueeze(1)], 1
-        )
+        roots = F.pad(root, (rim, rim, 0, rim))
+        planes = [
+            weights[:, k] * ahead(roots, dy, dx) * root
+            for k, (dy, dx) in enumerate(neighborhood.pairs)
+        ]
+        #: ``(B, K + 1, h, w)``: the planes of ``L = M - I``, and its diagonal last.
+        self.planes = torch.stack([*planes, -neighbours / degree], 1)
         #: ``D^{1/2}`` as ``(B, h, w, 1)``.
         self.scale = degree.sqrt().unsqueeze(-1)
-        self._csr = _block_diagonal(self.planes.detach(), neighborhood)
-
-    def product(self, x: Tensor, minus: Tensor | None = None) -> Tensor:
-        """``M x``, or ``2 M x - minus``, for ``x`` of shape ``(B, h, w, C)``."""
-        result: Tensor = _SymmetricProduct.apply(x, minus, self.planes, self._csr, self)
-        return result
+        self.neighborhood = neighborhood
 
 
-def _shift(plane: Tensor, dy: int, dx: int) -> Tensor:
-    """Move the values of a ``(…, h, w)`` tensor by ``(dy, dx)``, zeros flowing in."""
-    source, target = pair_slices(dy, dx) if dy >= 0 else pair_slices(-dy, -dx)[::-1]
-    out = torch.zeros_like(plane)
-    out[(..., *target)] = plane[(..., *source)]
-    return out
+class ShiftedProducts:
+    """Products with ``L`` as one multiply-add a neighbour, in any torch.
+
+    Args:
+        planes: ``(B, K + 1, h, w)``, see :class:`WalkMatrix`.
+        neighborhood: The offsets of the planes.
+    """
+
+    def __init__(self, planes: Tensor, neighborhood: Neighborhood) -> None:
+        self._planes = planes
+        self._pairs = neighborhood.pairs
+        self._gradient: Tensor | None = None
+
+    def add_product(self, out: Tensor, x: Tensor, scale: float = 1) -> None:
+        """``out += scale · L x`` in place, both ``(B, h, w, C)``."""
+        out.addcmul_(self._planes[:, -1, :, :, None], x, value=scale)
+        for k, (dy, dx) in enumerate(self._pairs):
+            (sy, sx), (ty, tx) = pair_slices(dy, dx)
+            weight = self._planes[:, k, sy, sx, None]
+            out[:, sy, sx].addcmul_(weight, x[:, ty, tx], value=scale)
+            out[:, ty, tx].addcmul_(weight, x[:, sy, sx], value=scale)
+
+    def add_outer(self, left: Tensor, right: Tensor) -> None:
+        """Add the gradient of ``<left, L right>`` to what :meth:`gradient` returns."""
+        if self._gradient is None:
+            self._gradient = torch.zeros_like(self._planes)
+        for k, (dy, dx) in enumerate(self._pairs):
+            (sy, sx), (ty, tx) = pair_slices(dy, dx)
+            here, there = (slice(None), sy, sx), (slice(None), ty, tx)
+            both = (left[here] * right[there]).addcmul_(left[there], right[here])
+            self._gradient[:, k, sy, sx] += both.sum(-1)
+        self._gradient[:, -1] += (left * right).sum(-1)
+
+    def gradient(self) -> Tensor:
+        """Sum of the gradients with respect to the planes."""
+        return torch.zeros_like(self._planes) if self._gradient is None else self._gradient
 
 
-class _SymmetricProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        minus: Tensor | None,
-        planes: Tensor,
-        csr: Tensor | None,
-        matrix: WalkMatrix,
-    ) -> Tensor:
-        ctx.save_for_backward(x, planes)
-        ctx.csr, ctx.neighborhood, ctx.recurrence = csr, matrix.neighborhood, minus is not None
-        return _product(x, minus, planes, csr, matrix.neighborhood)
+class CSRProducts:
+    """Products with ``L`` as one block-diagonal CSR matrix: MKL's on the CPU, cuSPARSE's on CUDA.
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, planes = ctx.saved_tensors
-        scaled = 2 * grad if ctx.recurrence else grad
-        grad_x = grad_planes = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _product(scaled, None, planes, ctx.csr, ctx.neighborhood)
-        if ctx.needs_input_grad[2]:
-            grad_planes = torch.zeros_like(planes)
-            for k, (dy, dx) in enumerate(ctx.neighborhood.pairs):
-                (sy, sx), (ty, tx) = pair_slices(dy, dx)
-                here, there = (slice(None), sy, sx), (slice(None), ty, tx)
-                both = scaled[here] * x[there] + scaled[there] * x[here]
-                grad_planes[:, k, sy, sx] = both.sum(-1)
-            grad_planes[:, -1] = (scaled * x).sum(-1)
-        return grad_x, -grad if ctx.recurrence else None, grad_planes, None, None
+    Arguments and methods are those of :class:`ShiftedProducts`.
+    """
 
+    def __init__(self, planes: Tensor, neighborhood: Neighborhood) -> None:
+        batch, _, height, width = planes.shape
+        self._shape = planes.shape
+        self._grid = batch, height, width, neighborhood.radius, planes.device
+        starts, columns, places = _pattern(*self._grid)
+        # the values are a copy, so that the planes can be freed
+        self._matrix = _csr(starts, columns, planes.reshape(-1).index_select(0, places))
+        self._gradient: Tensor | None = None
 
-def _product(
-    x: Tensor,
-    minus: Tensor | None,
-    planes: Tensor,
-    csr: Tensor | None,
-    neighborhood: Neighborhood,
-) -> Tensor:
-    if csr is not None:
-        rows = x.reshape(-1, x.shape[-1])
-        if minus is None:
-            rows_out: Tensor = torch.sparse.mm(csr, rows)
-        else:
-            rows_out = torch.addmm(minus.reshape(rows.shape), csr, rows, beta=-1, alpha=2)
-        return rows_out.view(x.shape)
-    result: Tensor = planes[:, -1, :, :, None] * x
-    for k, (dy, dx) in enumerate(neighborhood.pairs):
-        (sy, sx), (ty, tx) = pair_slices(dy, dx)
-        weight = planes[:, k, sy, sx, None]
-        result[:, sy, sx] += weight * x[:, ty, tx]
-        result[:, ty, tx] += weight * x[:, sy, sx]
-    return result if minus is None else 2 * result - minus
+    def add_product(self, out: Tensor, x: Tensor, scale: float = 1) -> None:
+        """``out += scale · L x`` in place, both ``(B, h, w, C)``."""
+        rows = out.view(-1, out.shape[-1])
+        torch.addmm(rows, self._matrix, x.reshape(rows.shape), alpha=scale, out=rows)
+
+    def add_outer(self, left: Tensor, right: Tensor) -> None:
+        """Add the gradient of ``<left, L right>`` to what :meth:`gradient` returns."""
+        if self._gradient is None:
+            starts, columns = self._matrix.crow_indices(), self._matrix.col_indices()
+            self._gradient = _csr(starts, columns, torch.zeros_like(self._matrix.values()))
+        left, right = (x.reshape(-1, x.shape[-1]) for x in (left, right))
+        torch.sparse.sampled_addmm(self._gradient, left, right.t(), out=self._gradient)
+
+    def gradient(self) -> Tensor:
+        """Sum of the gradients with respect to the planes."""
+        total = self._matrix.values().new_zeros(self._shape)
+        if self._gradient is not None:
+            # the two directions of a pair share one value of the planes
+            total.view(-1).index_add_(0, _pattern(*self._grid)[2], self._gradient.values())
+        return total
 
 
-@lru_cache(maxsize=4)  # a pattern takes about 1.4 kB a pixel
-def _csr_pattern(
-    batch: int, height: int, width: int, radius: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Row pointers, column indices, and the place of each value in the flattened planes."""
-    neighborhood = Neighborhood(radius)
-    count, size = len(neighborhood), height * width
-    pixel = torch.arange(size).view(height, width)
-    valid = neighborhood.valid(height, width)
-    rows, columns, places = [pixel.flatten()], [pixel.flatten()], [pixel.flatten() + count * size]
-    for k, (dy, dx) in enumerate(neighborhood.pairs):
-        source = pixel[valid[k]]
-        target = source + dy * width + dx
-        rows += [source, target]
-        columns += [target, source]
-        places += [source + k * size] * 2
-    row, column, place = torch.cat(rows), torch.cat(columns), torch.cat(places)
-    order = torch.argsort(row * size + column)
-    row, column, place = row[order], column[order], place[order]
-    image = torch.arange(batch).view(-1, 1)
-    starts = torch.zeros(batch * size + 1, dtype=torch.int64)
-    starts[1:] = torch.bincount(row, minlength=size).repeat(batch).cumsum(0)
-    # MKL takes 32-bit indices without a conversion at every product
-    index = torch.int32 if starts[-1] < 2**31 else torch.int64
-    columns_all = (column + image * size).flatten()
-    places_all = (place + image * ((count + 1) * size)).flatten()
-    return starts.to(device, index), columns_all.to(device, index), places_all.to(device)
+def products(
+    planes: Tensor, neighborhood: Neighborhood
+) -> Iterator[tuple[slice, ShiftedProducts | CSRProducts]]:
+    """The products of a batch, as (images, their products) one after the other.
+
+    On the CPU images come one by one: a matrix and its states then stay in the cache for all the
+    steps of a walk, and memory does not grow with the batch.
+
+    Args:
+        planes: ``(B, K + 1, h, w)``, see :class:`WalkMatrix`.
+        neighborhood: The offsets of the planes.
+    """
+    batch = len(planes)
+    if planes.device.type == "cuda":
+        yield slice(0, batch), CSRProducts(planes, neighborhood)
+    elif planes.device.type == "cpu" and torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
+        for b in range(batch):
+            yield slice(b, b + 1), CSRProducts(planes[b : b + 1], neighborhood)
+    else:  # no CSR products in torch
+        yield slice(0, batch), ShiftedProducts(planes, neighborhood)
 
 
-def _block_diagonal(planes: Tensor, neighborhood: Neighborhood) -> Tensor | None:
-    """One CSR matrix with a block of h·w rows an image; None where torch has no CSR product."""
-    mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-    if planes.device.type == "cpu" and not mkl:
-        return None
-    if planes.device.type not in ("cpu", "cuda"):
-        return None
-    batch, _, height, width = planes.shape
-    pattern = _csr_pattern(batch, height, width, neighborhood.radius, planes.device)
-    starts, columns, places = pattern
-    values = planes.reshape(-1)[places]
-    size = batch * height * width
+def _csr(starts: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+    size = len(starts) - 1
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(
             starts, columns, values, (size, size), check_invariants=False
         )
+
+
+def _pattern(
+    batch: int, height: int, width: int, radius: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row pointers, column indices, and the place of each value in the flattened planes."""
+    # 550 bytes a pixel: those of small grids are kept, the others are made anew for each walk
+    make = _kept_pattern if height * width <= 2**14 else _make_pattern
+    starts, columns, places = make(height, width, radius, device)
+    if batch == 1:
+        return starts, columns, places
+    size, values = height * width, len(columns)
+    planes = len(Neighborhood(radius)) + 1
+    # 32-bit indices as long as they reach the last value and place
+    index = torch.int32 if 2 * batch * planes * size < 2**31 else torch.int64
+    image = torch.arange(batch, dtype=index, device=device).view(-1, 1)
+    starts = torch.cat([starts[:1].to(index), (starts[1:] + image * values).flatten()])
+    return starts, (columns + image * size).flatten(), (places + image * planes * size).flatten()
+
+
+def _make_pattern(
+    height: int, width: int, radius: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The pattern of one image."""
+    with torch.inference_mode(False):  # kept, and used later where there are gradients
+        forward = {offset: k for k, offset in enumerate(Neighborhood(radius).pairs)}
+        backward = {(-dy, -dx): k for (dy, dx), k in forward.items()}
+        offsets = sorted([*forward, *backward, (0, 0)])
+        size, count, rim = height * width, len(forward), radius - 1
+        # MKL takes 32-bit indices without a conversion at every product
+        index = torch.int32 if 2 * (count + 1) * size < 2**31 else torch.int64
+        dy, dx = torch.tensor(offsets, dtype=index).unbind(1)
+        column = dy * width + dx
+        # a value stands in the planes at the pair's first pixel
+        plane = [forward.get(o, backward.get(o, count)) for o in offsets]
+        first = [y * width + x if (y, x) in backward else 0 for y, x in offsets]
+        place = torch.tensor(plane, dtype=index) * size + torch.tensor(first, dtype=index)
+        x = torch.arange(width, dtype=index).view(-1, 1)
+        beside = (x + dx >= 0) & (x + dx < width)
+        bands = []  # of rows with the same neighbours; those off the top and the bottom are alike
+        y = 0
+        while y < height:
+            rows = max(1, height - 2 * rim) if y == rim else 1
+            bands.append((y, rows, beside & (y + dy >= 0) & (y + dy < height)))
+            y += rows
+        lengths = torch.cat([valid.sum(1).repeat(rows) for _, rows, valid in bands])
+        starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(index)
+        columns, places = (torch.empty(int(starts[-1]), dtype=index) for _ in range(2))
+        end = 0
+        for y, rows, valid in bands:
+            pixel = torch.arange(y, y + rows, dtype=index).view(-1, 1) * width
+            begin, end = end, end + rows * int(valid.sum())
+            for values, relative in ((columns, column), (places, place)):
+                torch.add(pixel, (x + relative)[valid], out=values[begin:end].view(rows, -1))
+        return starts.to(device), columns.to(device), places.to(device)
+
+
+_kept_pattern = lru_cache(maxsize=8)(_make_pattern)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from wsss_affinity.layers.neighborhood import Border, Neighborhood, pair_slices
+from wsss_affinity.layers.neighborhood import Border, Neighborhood
 
 UNSURE = 255  #: of a label map: pixels that are not trained on and not scored
 _EPS = 1e-5
@@ -43,6 +47,11 @@ def affinity_loss(
         >>> round(terms["bg"].item(), 3), round(terms["neg"].item(), 3)
         (0.693, 0.693)
     """
+    if torch.compiler.is_compiling():
+        # the compiler would make the numbers of all pairs anew in each call
+        disable: Any = torch.compiler.disable
+        result: dict[str, Tensor] = disable(affinity_loss)(affinity, label_map, radius, border)
+        return result
     neighborhood = Neighborhood(radius)
     if (
         affinity.ndim != 4
@@ -57,24 +66,35 @@ def affinity_loss(
     if affinity.dtype in (torch.float16, torch.bfloat16):
         # 1 + 1e-5 is 1 there, and the number of pairs overflows
         affinity = affinity.float()
-    height, width = affinity.shape[2:]
-    valid = neighborhood.valid(height, width, border).to(affinity.device)
-    totals = {name: affinity.new_zeros(()) for name in ("bg", "fg", "neg")}
-    counts = {name: affinity.new_zeros(()) for name in totals}
-    for k, (dy, dx) in enumerate(neighborhood.pairs):
-        source, target = pair_slices(dy, dx)
-        a = affinity[(slice(None), k, *source)]
-        first, second = label_map[(..., *source)], label_map[(..., *target)]
-        sure = (first != UNSURE) & (second != UNSURE) & valid[k][source]
-        same = sure & (first == second)
-        positive = -torch.log(a + _EPS)
-        negative = -torch.log((1 - a) + _EPS)  # in this order, or float32 loses the eps next to 1
-        for name, mask, value in (
-            ("bg", same & (first == 0), positive),
-            ("fg", same & (first != 0), positive),
-            ("neg", sure & (first != second), negative),
-        ):
-            totals[name] = totals[name] + (value * mask).sum()
-            counts[name] = counts[name] + mask.sum()
-    terms = {name: totals[name] / (counts[name] + _EPS) for name in totals}
+    neighbours = _neighbours(radius, *affinity.shape[2:], border, affinity.device)
+    first = label_map.unsqueeze(1)
+    second = functional.pad(label_map.flatten(1), (0, 1), value=UNSURE)[:, neighbours]
+    sure = (first != UNSURE) & (second != UNSURE)
+    same = first == second
+    # 1 - a before the eps, or float32 loses the eps next to 1
+    value = -torch.log(torch.where(same, affinity, 1 - affinity) + _EPS)
+    terms = {}
+    for name, pairs in (
+        ("bg", same & (first == 0)),
+        ("fg", same & (first != 0)),
+        ("neg", ~same),
+    ):
+        pairs = pairs & sure
+        terms[name] = (value * pairs).sum() / (pairs.sum().to(value.dtype) + _EPS)
     return {"loss": terms["bg"] / 4 + terms["fg"] / 4 + terms["neg"] / 2, **terms}
+
+
+@lru_cache(maxsize=8)
+def _neighbours(
+    radius: int, height: int, width: int, border: Border, device: torch.device
+) -> Tensor:
+    """Number of the second pixel of each pair, ``(K, h, w)``; one past the last if there is none.
+
+    Kept, because making it on a GPU halts all work there, and training is at one size.
+    """
+    neighborhood = Neighborhood(radius)
+    dy, dx = neighborhood.offsets.unbind(1)
+    pixels = torch.arange(height * width).view(height, width)
+    neighbours = pixels + (dy * width + dx).view(-1, 1, 1)
+    valid = neighborhood.valid(height, width, border)
+    return torch.where(valid, neighbours, height * width).to(device)
