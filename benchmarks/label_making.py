@@ -17,8 +17,6 @@ passes alternate with others whose walk is the published one, eight squarings of
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -28,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import surroundings, wait, write
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -59,14 +58,13 @@ FINAL_CRF = DenseCRF(num_iterations=1)
 class Clock:
     """Seconds by stage and part; every moment between two laps counts."""
 
-    cuda: bool
+    device: str
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     last: float = field(default_factory=time.perf_counter)
 
     def lap(self, stage: str, part: str) -> None:
         """Count what passed since the last lap for a part."""
-        if self.cuda:
-            torch.cuda.synchronize()
+        wait(self.device)
         now = time.perf_counter()
         parts = self.seconds.setdefault(stage, {})
         parts[part] = parts.get(part, 0) + now - self.last
@@ -113,7 +111,7 @@ class LabelMaker:
 
     def run(self, method: Any = "auto", count: int | None = None) -> tuple[Clock, list[Any]]:
         """Time one pass and return the masks it makes; the walk goes by ``method``."""
-        clock, masks = Clock("cuda" in (self.device, self.crf_device)), []
+        clock, masks = Clock("cuda" if "cuda" in (self.device, self.crf_device) else "cpu"), []
         with torch.inference_mode():
             for index, classes in enumerate(self.pictures.classes[:count]):
                 self._make_cam(clock, str(index), classes)
@@ -221,7 +219,6 @@ def measure(args: argparse.Namespace, maker: LabelMaker) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> None:
-    print(f"{report['device']}, {report['threads']} threads, torch {report['torch']}")
     for stage, parts in report["stages"].items():
         for part, row in parts.items():
             print(
@@ -236,17 +233,6 @@ def show(report: dict[str, Any]) -> None:
             f"is {row['walk_times_faster']:.1f}x faster, the whole {row['whole_times_faster']:.2f}x"
             f"; masks agree on {row['same_labels']:.2%} of the pixels"
         )
-
-
-def device_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:
@@ -280,10 +266,7 @@ def main() -> None:
         "crf_iterations": [CRF.num_iterations, FINAL_CRF.num_iterations],
         "crf_device": args.crf_device,
         "repeats": args.repeats,
-        "device": device_name(args.device),
-        "threads": args.threads,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        **surroundings(args.device),
     }
     with tempfile.TemporaryDirectory() as folder:
         pictures = Pictures.make(Path(folder), args.images, args.height, args.width)
@@ -291,10 +274,7 @@ def main() -> None:
         report.update(measure(args, LabelMaker(args, pictures)))
     show(report)
 
-    results = Path(__file__).parent / "results"
-    output = args.output or results / f"label_making_{args.device}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=2) + "\n")
+    write(report, f"label_making_{args.device}", args.output)
 
 
 if __name__ == "__main__":

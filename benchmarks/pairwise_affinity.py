@@ -15,17 +15,13 @@ process, over what it held before the inputs were made; on CUDA in tensors.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import held_mib, in_fresh_process, peak_mib, reset_peak, surroundings, wait, write
 from torch import Tensor
 
 from wsss_affinity.layers import Neighborhood, pairwise_affinity
@@ -79,59 +75,31 @@ FORMULATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"gather": gather,
 def run(name: str, features: Tensor, labels: Tensor) -> tuple[float, Tensor, float]:
     """Loss, gradient and seconds."""
     features.grad = None
+    wait(features.device.type)
     start = time.perf_counter()
     loss = FORMULATIONS[name](features, labels)
     loss.backward()
-    value = loss.item()  # waits for the GPU
-    if features.is_cuda:
-        torch.cuda.synchronize()
+    wait(features.device.type)
     seconds = time.perf_counter() - start
     assert features.grad is not None
-    return value, features.grad, seconds
-
-
-def held_mib(field: str) -> float:
-    """VmRSS, which is held now, or VmHWM, the most so far, of this process."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith(field))
-        return int(line.split()[1]) / 2**10
-    # elsewhere the peak alone is known: kilobytes, but bytes on macOS
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return loss.item(), features.grad, seconds
 
 
 def memory(name: str, args: argparse.Namespace) -> float:
     """Mebibytes at the peak, in this process."""
     # a first run brings in the libraries, which are no part of the formulation's memory
     run(name, *inputs(1, 2, 8, args.device))
-    if args.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run(name, *inputs(args.batch, args.channels, args.size, args.device))
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before_mib = held_mib("VmRSS")
+    reset_peak(args.device)
+    before = held_mib(args.device)
     run(name, *inputs(args.batch, args.channels, args.size, args.device))
-    return held_mib("VmHWM") - before_mib
+    return peak_mib(args.device) - before
 
 
 def memory_in_a_fresh_process(name: str, args: argparse.Namespace) -> float:
-    command: list[Any] = [sys.executable, __file__, "--memory-of", name]
+    options: list[Any] = ["--memory-of", name]
     for option in ("batch", "channels", "size", "threads", "device"):
-        command += [f"--{option}", getattr(args, option)]
-    result = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
-    return float(result.stdout)
-
-
-def device_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        options += [f"--{option}", getattr(args, option)]
+    return in_fresh_process(__file__, *options)
 
 
 def main() -> None:
@@ -171,10 +139,7 @@ def main() -> None:
         "radius": RADIUS,
         "dtype": "float32",
         "repeats": args.repeats,
-        "device": device_name(args.device),
-        "threads": args.threads,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        **surroundings(args.device),
         "formulations": rows,
         "times_faster": rows["gather"]["seconds"] / rows["ours"]["seconds"],
         "times_less_memory": rows["gather"]["peak_memory_mib"] / rows["ours"]["peak_memory_mib"],
@@ -182,7 +147,6 @@ def main() -> None:
         "gradient_difference": ((our_gradient - gradient).norm() / gradient.norm()).item(),
     }
     print(f"{args.batch} x {args.channels} x {args.size} x {args.size}, float32, radius {RADIUS}")
-    print(f"{report['device']}, {args.threads} threads, torch {torch.__version__}")
     print(f"{'':>8} {'seconds':>9} {'peak MiB':>9}")
     for name, row in rows.items():
         print(f"{name:>8} {row['seconds']:9.4f} {row['peak_memory_mib']:9.1f}")
@@ -191,10 +155,7 @@ def main() -> None:
         f"loss differs by {report['loss_difference']:.1e}, "
         f"gradient by {report['gradient_difference']:.1e} of its norm"
     )
-    results = Path(__file__).parent / "results"
-    output = args.output or results / f"pairwise_affinity_{args.device}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=2) + "\n")
+    write(report, f"pairwise_affinity_{args.device}", args.output)
 
 
 if __name__ == "__main__":

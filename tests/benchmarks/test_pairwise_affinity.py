@@ -26,6 +26,7 @@ def test_compares_both_formulations_on_a_tiny_grid(tmp_path):
     assert report["gradient_difference"] < 1e-5
     gather, ours = report["formulations"]["gather"], report["formulations"]["ours"]
     assert report["times_faster"] == gather["seconds"] / ours["seconds"]
-    assert gather["peak_memory_mib"] > 0
-    assert ours["peak_memory_mib"] > 0
+    if sys.platform == "linux":  # nothing else tells the memory of a process
+        assert gather["peak_memory_mib"] > 0
+        assert ours["peak_memory_mib"] > 0
     assert f"{report['times_faster']:.1f}x faster" in result.stdout

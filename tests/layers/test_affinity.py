@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 import wsss_affinity.layers.affinity as layer
 from wsss_affinity.layers import Neighborhood, PairwiseAffinity, pairwise_affinity
@@ -210,6 +211,40 @@ def test_func_grad_works_and_vmap_is_refused():
     assert torch.equal(found, *torch.autograd.grad(pairwise_affinity(features).sum(), features))
     with pytest.raises(NotImplementedError, match=r"vmap; .* join the mapped dimension"):
         torch.func.vmap(pairwise_affinity)(features[:, None])
+
+
+def test_fake_tensors_before_and_after_real_ones():
+    for _ in range(2):
+        with FakeTensorMode():
+            for device in ("cpu", "cuda"):
+                affinity = pairwise_affinity(torch.rand(2, 3, 5, 8, device=device))
+                assert affinity.shape == (2, 34, 5, 8)
+                assert affinity.device.type == device
+        features = torch.randn(1, 2, 5, 8, dtype=torch.float64)
+        torch.testing.assert_close(pairwise_affinity(features), reference(features, 5))
+
+
+def test_exported_equals_eager():
+    features = torch.randn(1, 2, 4, 5)
+    exported = torch.export.export(PairwiseAffinity(3), (features,), strict=False).module()
+    other = torch.randn(1, 2, 4, 5)
+    torch.testing.assert_close(exported(other), pairwise_affinity(other, 3))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_stays_in_the_pairs_of_its_pixel(value):
+    features = torch.randn(2, 3, 6, 7)
+    exact = pairwise_affinity(features, 3)
+    features[0, 1, 2, 3] = value
+    result = pairwise_affinity(features, 3)
+    touched = torch.zeros(2, len(Neighborhood(3)), 6, 7, dtype=torch.bool)
+    for k, (dy, dx) in enumerate(Neighborhood(3).pairs):
+        touched[0, k, 2, 3] = True
+        if dy <= 2:
+            touched[0, k, 2 - dy, 3 - dx] = True
+    assert torch.equal(result[~touched], exact[~touched])
+    # next to an infinite value, the affinity is 0
+    assert bool((result[touched].isnan() if math.isnan(value) else result[touched] == 0).all())
 
 
 def test_second_derivatives_are_refused():

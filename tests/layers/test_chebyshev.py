@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from wsss_affinity.layers import Neighborhood, pairwise_affinity
+from wsss_affinity.layers import Neighborhood, pairwise_affinity, walk_llvm
 from wsss_affinity.layers.chebyshev import chebyshev_coefficients, walk
 from wsss_affinity.layers.walk_matrix import WalkMatrix
 
 
-@pytest.fixture(params=["csr", "shifted"], autouse=True)
+@pytest.fixture(params=["llvm", "csr", "shifted"], autouse=True)
 def path(request, monkeypatch):
+    if request.param == "llvm":
+        pytest.importorskip("llvmlite")
+    monkeypatch.setattr(walk_llvm, "available", lambda rows: request.param == "llvm")
     if request.param == "shifted":
         monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     elif not torch.backends.mkl.is_available():

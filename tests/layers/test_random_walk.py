@@ -3,6 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsss_affinity.layers import Neighborhood, RandomWalk, pairwise_affinity, random_walk
@@ -211,6 +214,45 @@ def test_values_at_pairs_outside_the_grid_are_ignored(method):
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("border", ["full", "psa"])
+def test_padded_images_of_different_sizes_walk_as_by_themselves(border, method):
+    # to the left, the right, above and below each, on a grid of 9 × 11
+    sizes = {
+        (9, 11): (0, 0, 0, 0),
+        (6, 8): (0, 3, 0, 3),
+        (8, 10): (1, 0, 1, 0),
+        (1, 1): (9, 1, 0, 8),
+    }
+    scores, affinity, expected = [], [], []
+    for size, padding in sizes.items():
+        x, planes = inputs(1, 2, *size)
+        scores.append(F.pad(x, padding, value=3))
+        affinity.append(F.pad(planes * Neighborhood().valid(*size, border), padding))
+        alone = random_walk(x, planes, border=border, method=method)
+        expected.append(F.pad(alone, padding, value=3))
+    walked = random_walk(torch.cat(scores), torch.cat(affinity), method=method)
+    torch.testing.assert_close(walked, torch.cat(expected), rtol=0, atol=1e-12)
+
+
+def test_the_psa_border_of_a_padded_grid_is_not_that_of_the_image():
+    x, planes = inputs(1, 2, 8, 10)
+    alone = random_walk(x, planes, border="psa")
+    padded = [F.pad(tensor, (1, 0, 1, 0)) for tensor in (x, planes)]
+    assert (random_walk(*padded, border="psa")[..., 1:, 1:] - alone).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nan_scores_stay_in_their_channel_and_image(method):
+    scores, affinity = inputs(2, 3, 6, 7)
+    expected = random_walk(scores, affinity, method=method)
+    scores[0, 1, 2, 3] = math.nan
+    result = random_walk(scores, affinity, method=method)
+    assert bool(result[0, 1].isnan().all())
+    expected[0, 1] = result[0, 1] = 0
+    assert torch.equal(result, expected)
+
+
 def test_chebyshev_keeps_tol_in_the_degree_weighted_norm():
     scores, affinity = inputs(1, 3, 10, 12, contrast=0.7)
     degree = torch.from_numpy(transition(affinity[0])[1]).view(10, 12)
@@ -232,6 +274,74 @@ def test_auto_takes_the_method_with_fewer_products():
     # chebyshev at 6 steps would round differently, so equality above does tell them apart
     other = random_walk(scores, affinity, num_steps=6, method="chebyshev")
     assert not torch.equal(random_walk(scores, affinity, num_steps=6), other)
+
+
+# --- rounded weights ----------------------------------------------------------------------------
+
+
+def rounded(scores, affinity, storage, num_steps):
+    """The walk of one image with weights rounded after normalisation, by plain loops."""
+    planes = affinity[0]
+    _, height, width = planes.shape
+    matrix, degree = transition(planes)
+    symmetric = matrix * degree**0.5 / degree[:, None] ** 0.5
+    symmetric = torch.from_numpy(symmetric).to(storage).double().numpy()
+    root = degree**0.5
+    np.fill_diagonal(symmetric, 0)
+    np.fill_diagonal(symmetric, 1 - symmetric @ root / root)
+    power = np.linalg.matrix_power(symmetric, num_steps)
+    walked = (scores[0].numpy().reshape(-1, height * width) * root) @ power / root
+    return torch.from_numpy(walked).view(scores.shape)
+
+
+STORAGE = pytest.mark.parametrize("storage", [torch.float16, torch.bfloat16])
+
+
+@STORAGE
+@pytest.mark.parametrize("method", ["auto", "power", "chebyshev"])
+def test_rounded_weights_equal_loops(method, storage):
+    scores, affinity = inputs(1, 2, 6, 7)
+    options = {"method": method, "num_steps": 20, "tol": 1e-13}
+    result = random_walk(scores, affinity, storage=storage, **options)
+    expected = rounded(scores, affinity, storage, 20)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+    assert not torch.allclose(result, random_walk(scores, affinity, **options), rtol=0, atol=1e-6)
+    single = random_walk(scores.float(), affinity.float(), storage=storage, **options)
+    # some weights are rounded the other way in float32
+    torch.testing.assert_close(single.double(), expected, rtol=0, atol=5e-4)
+
+
+@STORAGE
+@pytest.mark.parametrize("method", ["power", "chebyshev"])
+@pytest.mark.parametrize("contrast", [0.1, 1.0, 2.0])
+def test_rounded_weights_walk_nearly_alike_and_keep_constants(contrast, method, storage):
+    scores, affinity = inputs(1, 3, 20, 24, dtype=torch.float32, contrast=contrast)
+    scores[:, 0] = 0.37
+    result = random_walk(scores, affinity, method=method, storage=storage)
+    torch.testing.assert_close(result[:, 0], scores[:, 0], rtol=0, atol=2e-5)
+    exact = random_walk(scores.double(), affinity.double(), method=method)
+    tolerance = 2e-4 if storage == torch.float16 else 1e-3
+    torch.testing.assert_close(result.double(), exact, rtol=0, atol=tolerance)
+
+
+@STORAGE
+@pytest.mark.parametrize("method", ["power", "chebyshev"])
+def test_gradients_of_rounded_weights(method, storage):
+    scores, affinity = inputs(2, 2, 5, 6)
+    options = {"method": method, "num_steps": 30}
+    upstream = torch.rand_like(scores)
+    gradients = []
+    for kept in (None, storage):
+        leaves = scores.clone().requires_grad_(), affinity.clone().requires_grad_()
+        walked = random_walk(*leaves, storage=kept, **options)
+        gradients.append(torch.autograd.grad((walked * upstream).sum(), leaves))
+        # the walk is linear in the scores
+        product = (gradients[-1][0] * scores).sum()
+        torch.testing.assert_close(product, (walked * upstream).sum().detach())
+    # the rounding itself has no gradient, so that the other one is nearly as without
+    for exact, found in zip(*gradients, strict=True):
+        assert not torch.equal(found, exact)
+        torch.testing.assert_close(found, exact, rtol=0, atol=1e-2 * exact.abs().max().item())
 
 
 # --- gradients ----------------------------------------------------------------------------------
@@ -364,6 +474,14 @@ def test_vmap_is_refused_in_a_sentence():
         torch.func.vmap(lambda a: random_walk(scores[:1], a))(affinity[:, None])
 
 
+def test_fake_tensors_are_refused_and_leave_nothing_behind():
+    scores, affinity = inputs(1, 2, 5, 13)
+    with FakeTensorMode() as mode, pytest.raises(DataDependentOutputException):
+        random_walk(mode.from_tensor(scores), mode.from_tensor(affinity))
+    result = random_walk(scores, affinity, method="power")
+    torch.testing.assert_close(result, random_walk(scores, affinity, method="dense"))
+
+
 def test_a_second_derivative_is_refused():
     scores, affinity = inputs(1, 2, 5, 6)
     result = random_walk(scores, affinity.requires_grad_())
@@ -484,13 +602,16 @@ def test_strided_inputs(method):
 def test_module_agrees_and_prints_its_options():
     scores, affinity = inputs(1, 2, 6, 6, radius=3)
     options = {"radius": 3, "beta": 2.0, "num_steps": 9, "method": "power", "border": "psa"}
+    options["storage"] = torch.bfloat16
     layer = RandomWalk(**options)
     assert torch.equal(layer(scores, affinity), random_walk(scores, affinity, **options))
     assert repr(layer) == (
-        "RandomWalk(radius=3, beta=2.0, num_steps=9, method='power', tol=1e-05, border='psa')"
+        "RandomWalk(radius=3, beta=2.0, num_steps=9, method='power', tol=1e-05, border='psa', "
+        "storage=torch.bfloat16)"
     )
     assert repr(RandomWalk()) == (
-        "RandomWalk(radius=5, beta=8.0, num_steps=256, method='auto', tol=1e-05, border='full')"
+        "RandomWalk(radius=5, beta=8.0, num_steps=256, method='auto', tol=1e-05, border='full', "
+        "storage=None)"
     )
 
 
@@ -523,14 +644,25 @@ SCORES, AFFINITY = torch.zeros(1, 2, 4, 4), torch.zeros(1, 34, 4, 4)
     [
         (SCORES.long(), AFFINITY, "must be floating point, got torch.int64 and torch.float32"),
         (SCORES, AFFINITY.int(), "must be floating point, got torch.float32 and torch.int32"),
-        (SCORES, AFFINITY - 0.1, "negative or NaN"),
-        (SCORES, AFFINITY + math.nan, "negative or NaN"),
+        (SCORES, AFFINITY - 0.1, "negative, infinite or NaN"),
+        (SCORES, AFFINITY + math.nan, "negative, infinite or NaN"),
+        (SCORES, (AFFINITY + math.nan).half(), "negative, infinite or NaN"),
+        (SCORES, AFFINITY + math.inf, "negative, infinite or NaN"),
         (SCORES, AFFINITY.to("meta"), "scores are on cpu and affinity on meta; move one of them"),
+        (SCORES.to("meta"), AFFINITY, "scores are on meta and affinity on cpu; move one of them"),
     ],
 )
 def test_tensors_are_checked(scores, affinity, message):
     with pytest.raises(ValueError, match=message):
         random_walk(scores, affinity)
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+def test_a_single_bad_affinity_is_found(value):
+    affinity = torch.full((2, 34, 4, 4), 0.5)
+    affinity[1, 20, 0, 3] = value
+    with pytest.raises(ValueError, match="negative, infinite or NaN"):
+        random_walk(torch.zeros(2, 1, 4, 4), affinity)
 
 
 @pytest.mark.parametrize(
@@ -546,6 +678,15 @@ def test_tensors_are_checked(scores, affinity, message):
         ({"method": "sparse"}, "one of auto, power, chebyshev, dense, got 'sparse'"),
         ({"tol": 0}, "tol must lie between 0 and 1, got 0"),
         ({"tol": 1.0}, "tol must lie between 0 and 1, got 1.0"),
+        ({"tol": -0.1}, "tol must lie between 0 and 1, got -0.1"),
+        ({"tol": math.nan}, "tol must lie between 0 and 1, got nan"),
+        ({"storage": torch.float64}, "float16, torch.bfloat16 or None, got torch.float64"),
+        ({"storage": torch.int8}, "float16, torch.bfloat16 or None, got torch.int8"),
+        ({"storage": "half"}, "float16, torch.bfloat16 or None, got 'half'"),
+        (
+            {"storage": torch.float16, "method": "dense"},
+            "storage is for the sparse methods; leave out torch.float16 for 'dense'",
+        ),
         ({"border": "half"}, "border must be 'full' or 'psa', got 'half'"),
     ],
 )
@@ -567,3 +708,15 @@ def test_cuda_equals_cpu(method, border):
         gradients = torch.autograd.grad((walked * upstream.to(device)).sum(), leaves)
         results.append([x.detach().cpu() for x in (walked, *gradients)])
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+@STORAGE
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_rounded_weights_on_cuda_equal_those_on_cpu(differentiable, storage):
+    scores, affinity = inputs(2, 3, 17, 20, dtype=torch.float32)
+    expected = random_walk(scores, affinity, storage=storage)
+    leaf = affinity.cuda().requires_grad_(differentiable)
+    result = random_walk(scores.cuda(), leaf, storage=storage).detach().cpu()
+    # a few weights are rounded the other way
+    torch.testing.assert_close(result, expected, rtol=0, atol=2e-4)

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from wsss_affinity.layers import Neighborhood, pairwise_affinity
 from wsss_affinity.losses import affinity_loss
@@ -155,6 +156,32 @@ def test_shapes_are_checked(affinity, labels):
     assert str(labels) in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("affinity", "labels", "message"),
+    [
+        (torch.float32, torch.float32, "label_map integer, got torch.float32 and torch.float32"),
+        (torch.int64, torch.int64, "affinity must be floating point .* got torch.int64 and torch."),
+    ],
+)
+def test_types_are_checked(affinity, labels, message):
+    with pytest.raises(ValueError, match=message):
+        affinity_loss(torch.ones(1, 34, 4, 4, dtype=affinity), torch.ones(1, 4, 4, dtype=labels))
+
+
+def test_devices_are_checked():
+    labels = torch.zeros(1, 4, 4, dtype=torch.int64, device="meta")
+    with pytest.raises(ValueError, match="affinity is on cpu and label_map on meta; move one"):
+        affinity_loss(torch.rand(1, 34, 4, 4), labels)
+
+
+@pytest.mark.parametrize("value", [math.nan, -0.1, 1.1])
+def test_values_that_are_no_affinities_make_the_loss_nan(value):
+    labels = torch.zeros(1, 4, 4, dtype=torch.int64)
+    labels[:, 2:] = 1
+    affinity = torch.full((1, 34, 4, 4), value)
+    assert math.isnan(affinity_loss(affinity, labels)["loss"].item())
+
+
 def test_border_and_radius_are_checked():
     labels = torch.zeros(1, 4, 4, dtype=torch.int64)
     with pytest.raises(ValueError, match="border must be 'full' or 'psa', got 'half'"):
@@ -194,6 +221,31 @@ def test_training_after_validation_in_inference_mode():
     loss.backward()
     assert loss.item() == expected
     assert bool(affinity.grad.any())
+
+
+def test_fake_tensors_before_and_after_real_ones():
+    affinity, labels = torch.rand(1, 34, 7, 3, dtype=torch.float64), random_labels(1, 7, 3)
+    for _ in range(2):
+        with FakeTensorMode() as mode:
+            loss = affinity_loss(mode.from_tensor(affinity), mode.from_tensor(labels))["loss"]
+        assert isinstance(loss, torch.Tensor)
+        assert type(loss) is not torch.Tensor
+        loss = affinity_loss(affinity, labels)["loss"].item()
+        assert loss == pytest.approx(reference(affinity, labels, 5)["loss"], rel=1e-10)
+
+
+def test_func_grad_before_and_after_autograd():
+    affinity, labels = torch.rand(1, 34, 3, 8), random_labels(1, 3, 8)
+
+    def loss(a):
+        return affinity_loss(a, labels)["loss"]
+
+    found = torch.func.grad(loss)(affinity)
+    leaf = affinity.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf), leaf)
+    assert bool(expected.any())
+    assert torch.equal(found, expected)
+    assert torch.equal(torch.func.grad(loss)(affinity), expected)
 
 
 def test_vmap_gives_the_loss_of_each_image():

@@ -154,7 +154,7 @@ def pairwise_affinity(features: Tensor, radius: int = 5) -> Tensor:
                 [1., 1., 0.],
                 [1., 1., 0.]])
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         # its graph would be thousands of steps, one for each offset and block
         disable: Any = torch.compiler.disable
         result: Tensor = disable(pairwise_affinity)(features, radius)

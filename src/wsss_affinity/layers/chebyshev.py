@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss_affinity.layers import kernels
+from wsss_affinity.layers import kernels, walk_llvm
 from wsss_affinity.layers.neighborhood import Neighborhood
 from wsss_affinity.layers.walk_matrix import CSRProducts, ShiftedProducts, products
 
@@ -40,6 +40,7 @@ def walk(
     neighborhood: Neighborhood,
     coefficients: tuple[float, ...] | None,
     num_steps: int,
+    storage: torch.dtype | None = None,
 ) -> Tensor:
     r"""Compute :math:`\sum_k c_k T_k(M) x`, or :math:`M^t x` where there are no coefficients.
 
@@ -52,6 +53,7 @@ def walk(
         neighborhood: The offsets of the planes.
         coefficients: :math:`c_0 … c_m`, see :func:`chebyshev_coefficients`.
         num_steps: ``t``; not used with coefficients.
+        storage: Type the CUDA kernel keeps the weights in, float32 unless given.
 
     Returns:
         ``(B, h, w, C)``.
@@ -60,7 +62,7 @@ def walk(
     if rows.device.type == "cpu":
         # MKL's products with a multiple of four columns take as little as half the time
         rows = F.pad(rows, (0, -channels % 4))
-    walked: Tensor = _Walk.apply(rows, planes, neighborhood, coefficients, num_steps)
+    walked: Tensor = _Walk.apply(rows, planes, neighborhood, coefficients, num_steps, storage)
     return walked[..., :channels]
 
 
@@ -75,20 +77,20 @@ class _Walk(torch.autograd.Function):
         neighborhood: Neighborhood,
         coefficients: tuple[float, ...] | None,
         num_steps: int,
+        storage: torch.dtype | None,
     ) -> Tensor:
         ctx.save_for_backward(rows, planes)
-        ctx.walk = neighborhood, coefficients, num_steps
-        return _walk(rows, planes, neighborhood, coefficients, num_steps)
+        ctx.walk = neighborhood, coefficients, num_steps, storage
+        return _walk(rows, planes, *ctx.walk)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, planes = ctx.saved_tensors
-        neighborhood, coefficients, num_steps = ctx.walk
+        neighborhood, coefficients, num_steps, _ = ctx.walk
         if not ctx.needs_input_grad[1]:
             # the matrix is symmetric
-            grad_rows = _walk(grad.contiguous(), planes, neighborhood, coefficients, num_steps)
-            return grad_rows, None, None, None, None
+            return _walk(grad.contiguous(), planes, *ctx.walk), None, None, None, None, None
         if coefficients is None:
             # the power as its series, cut where nothing is left of it, takes fewer products and
             # no stored steps
@@ -97,7 +99,7 @@ class _Walk(torch.autograd.Function):
         for part, matrix in products(planes, neighborhood):
             grad_rows[part] = _series_gradient(matrix, rows[part], grad[part], coefficients)
             grad_planes[part] = matrix.gradient()
-        return grad_rows, grad_planes, None, None, None
+        return grad_rows, grad_planes, None, None, None, None
 
 
 def _walk(
@@ -106,11 +108,15 @@ def _walk(
     neighborhood: Neighborhood,
     coefficients: tuple[float, ...] | None,
     num_steps: int,
+    storage: torch.dtype | None,
 ) -> Tensor:
     if kernels.available(rows) and rows.dtype == torch.float32:
         from wsss_affinity.layers.kernels import walk as kernel
 
-        return kernel.walk(rows, planes, neighborhood.pairs, coefficients, num_steps)
+        pairs, kept = neighborhood.pairs, storage or torch.float32
+        return kernel.walk(rows, planes, pairs, coefficients, num_steps, storage=kept)
+    if walk_llvm.available(rows):
+        return walk_llvm.walk(rows, planes, neighborhood, coefficients, num_steps)
     walked = torch.empty_like(rows)
     for part, matrix in products(planes, neighborhood):
         if coefficients is None:

@@ -29,7 +29,9 @@ def affinity_loss(
                 + \tfrac12 \overline{-\log(1+\epsilon-a)}_{neg}, \quad \epsilon = 10^{-5}.
 
     Args:
-        affinity: ``(B, K, h, w)`` from :func:`~wsss_affinity.layers.pairwise_affinity`.
+        affinity: ``(B, K, h, w)`` in [0, 1] from :func:`~wsss_affinity.layers.pairwise_affinity`.
+            Other values are not looked for, which would halt a GPU in every step of a training;
+            NaN, and a logarithm of less than 0, make the loss NaN.
         label_map: ``(B, h, w)`` integer: 0 background, 1… object classes, 255 unsure.
         radius: The radius the affinities were computed with.
         border: Which pairs exist at the border, see :meth:`Neighborhood.valid`.
@@ -39,7 +41,7 @@ def affinity_loss(
         pairs gives 0.
 
     Raises:
-        ValueError: If the two shapes or the radius do not fit each other.
+        ValueError: If shapes, radius, types or devices do not fit each other.
 
     Example:
         >>> labels = torch.tensor([[[0, 0], [1, 255]]])
@@ -47,7 +49,7 @@ def affinity_loss(
         >>> round(terms["bg"].item(), 3), round(terms["neg"].item(), 3)
         (0.693, 0.693)
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         # the compiler would make the numbers of all pairs anew in each call
         disable: Any = torch.compiler.disable
         result: dict[str, Tensor] = disable(affinity_loss)(affinity, label_map, radius, border)
@@ -63,10 +65,21 @@ def affinity_loss(
             f"expected for radius {radius}, got {tuple(affinity.shape)} and "
             f"{tuple(label_map.shape)}"
         )
+    if not affinity.is_floating_point() or label_map.is_floating_point():
+        raise ValueError(
+            "affinity must be floating point and label_map integer, got "
+            f"{affinity.dtype} and {label_map.dtype}"
+        )
+    if affinity.device != label_map.device:
+        raise ValueError(
+            f"affinity is on {affinity.device} and label_map on {label_map.device}; "
+            "move one of them"
+        )
     if affinity.dtype in (torch.float16, torch.bfloat16):
         # 1 + 1e-5 is 1 there, and the number of pairs overflows
         affinity = affinity.float()
-    neighbours = _neighbours(radius, *affinity.shape[2:], border, affinity.device)
+    height, width = affinity.shape[2:]
+    neighbours = _neighbours(radius, height, width, border, affinity.device)
     first = label_map.unsqueeze(1)
     second = functional.pad(label_map.flatten(1), (0, 1), value=UNSURE)[:, neighbours]
     sure = (first != UNSURE) & (second != UNSURE)
@@ -84,17 +97,27 @@ def affinity_loss(
     return {"loss": terms["bg"] / 4 + terms["fg"] / 4 + terms["neg"] / 2, **terms}
 
 
-@lru_cache(maxsize=8)
 def _neighbours(
     radius: int, height: int, width: int, border: Border, device: torch.device
 ) -> Tensor:
     """Number of the second pixel of each pair, ``(K, h, w)``; one past the last if there is none.
 
-    Kept, because making it on a GPU halts all work there, and training is at one size.
+    Kept, because making it on a GPU halts all work there, and training is at one size. Not kept
+    while torch makes tensors of another type, which hold no values, as in ``torch.export``.
     """
+    make = _kept_neighbours if type(torch.empty(0)) is Tensor else _make_neighbours
+    return make(radius, height, width, border, device)
+
+
+def _make_neighbours(
+    radius: int, height: int, width: int, border: Border, device: torch.device
+) -> Tensor:
     neighborhood = Neighborhood(radius)
     dy, dx = neighborhood.offsets.unbind(1)
     pixels = torch.arange(height * width).view(height, width)
     neighbours = pixels + (dy * width + dx).view(-1, 1, 1)
     valid = neighborhood.valid(height, width, border)
     return torch.where(valid, neighbours, height * width).to(device)
+
+
+_kept_neighbours = lru_cache(maxsize=8)(_make_neighbours)

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from wsss_affinity.layers import Neighborhood
+from wsss_affinity.layers import Neighborhood, random_walk
 from wsss_affinity.layers.walk_matrix import WalkMatrix
 
 pytest.importorskip("triton")
@@ -125,6 +125,32 @@ def test_half_precision_weights_lose_nothing(kernels, storage, atol):
     assert not torch.allclose(walked.double(), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(walked.double(), expected, rtol=0, atol=atol)
     torch.testing.assert_close(walked[..., 0], rows[..., 0], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("kernels", ["alone"], indirect=True)
+@pytest.mark.parametrize("storage", [None, torch.float16, torch.bfloat16])
+def test_the_layer_through_the_kernels(kernels, interpreted, storage, monkeypatch):
+    package = sys.modules[PACKAGE.rstrip(".")]
+    scores, affinity = torch.rand(1, 2, 3, 4), torch.rand(1, 4, 3, 4)
+    options = {"radius": 2, "num_steps": 6, "method": "power", "storage": storage}
+    expected = random_walk(scores, affinity, **options)
+    asked = []
+    walk = kernels.walk
+    monkeypatch.setattr(
+        kernels, "walk", lambda *a, storage: asked.append(storage) or walk(*a, storage=storage)
+    )
+    monkeypatch.setattr(package, "available", lambda tensor: True)
+    for name, module in zip(("walk_planes", "walk"), interpreted, strict=True):
+        monkeypatch.setattr(package, name, module, False)
+        monkeypatch.setitem(sys.modules, PACKAGE + name, module)
+    # Triton's interpreter cuts the bits that bfloat16 has not, instead of rounding them
+    tolerance = 4e-3 if storage == torch.bfloat16 else 1e-6
+    walked = random_walk(scores, affinity, **options)
+    torch.testing.assert_close(walked, expected, rtol=0, atol=tolerance)
+    # with gradients of the affinities, the layer rounds and the kernel finds nothing to round
+    walked = random_walk(scores, affinity.requires_grad_(), **options)
+    torch.testing.assert_close(walked.detach(), expected, rtol=0, atol=1e-6)
+    assert asked == [storage or torch.float32] * 2
 
 
 def test_smaller_images_of_a_batch_walk_as_by_themselves(kernels):

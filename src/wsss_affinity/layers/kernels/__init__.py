@@ -4,12 +4,15 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def available(tensor: Tensor) -> bool:
-    """Whether the kernels can take this tensor; where not, torch operators do the work."""
-    return tensor.is_cuda and _recent_triton()
+    """Whether the kernels can take this tensor; where not, torch operators do the work.
+
+    Tensors of other types may hold no values, as the fake ones of ``torch.export``.
+    """
+    return tensor.is_cuda and type(tensor) in (Tensor, nn.Parameter) and _recent_triton()
 
 
 @lru_cache(maxsize=1)

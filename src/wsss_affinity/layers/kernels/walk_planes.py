@@ -91,11 +91,14 @@ def pack(
 
 
 @triton.jit
-def _offset(slot, RADIUS: tl.constexpr):
-    """The offset (dy, dx) of a slot, and whether it is in the disc."""
+def _pair(slot, pixel, height, width, RADIUS: tl.constexpr):
+    """Whether a slot is in the disc, its step, and which pixels have one ahead and one behind."""
     dy = (slot + RADIUS - 1) // (2 * RADIUS - 1)
     dx = slot - dy * (2 * RADIUS - 1)
-    return dy, dx, dy * dy + dx * dx < RADIUS * RADIUS
+    y, x = pixel // width, pixel % width
+    ahead = (y + dy < height) & (x + dx >= 0) & (x + dx < width)
+    behind = (y < height) & (y >= dy) & (x - dx >= 0) & (x - dx < width)
+    return dy * dy + dx * dx < RADIUS * RADIUS, dy * width + dx, ahead, behind
 
 
 @triton.jit
@@ -120,16 +123,13 @@ def _degree_kernel(
     size = height * width
     image = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * THREADS + tl.arange(0, THREADS)
-    y, x = pixel // width, pixel % width
     plane = affinity + image * COUNT * size + pixel
     neighbours = tl.full((THREADS,), 0, tl.float32)
     for slot in range(1, SLOTS):
-        dy, dx, near = _offset(slot, RADIUS)
+        near, step, ahead, behind = _pair(slot, pixel, height, width, RADIUS)
         if near:
-            ahead = (y + dy < height) & (x + dx >= 0) & (x + dx < width)
-            behind = (pixel < size) & (y >= dy) & (x - dx >= 0) & (x - dx < width)
             neighbours += _sharpened(plane, ahead, beta)
-            neighbours += _sharpened(plane - (dy * width + dx), behind, beta)
+            neighbours += _sharpened(plane - step, behind, beta)
             plane += size
     degree = 1 + neighbours
     last = planes + (image * (COUNT + 1) + COUNT) * size + pixel
@@ -153,16 +153,14 @@ def _planes_kernel(
     size = height * width
     image = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * THREADS + tl.arange(0, THREADS)
-    y, x = pixel // width, pixel % width
     plane = affinity + image * COUNT * size + pixel
     out = planes + image * (COUNT + 1) * size + pixel
     root = scale + image * size + pixel
     own = tl.load(root, mask=pixel < size, other=1)
     for slot in range(1, SLOTS):
-        dy, dx, near = _offset(slot, RADIUS)
+        near, step, ahead, _ = _pair(slot, pixel, height, width, RADIUS)
         if near:
-            ahead = (y + dy < height) & (x + dx >= 0) & (x + dx < width)
-            there = tl.load(root + (dy * width + dx), mask=ahead, other=1)
+            there = tl.load(root + step, mask=ahead, other=1)
             weight = tl.div_rn(_sharpened(plane, ahead, beta), own * there)
             tl.store(out, weight, mask=pixel < size)
             plane += size
@@ -187,29 +185,26 @@ def _pack_kernel(
     size = height * width
     image = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * THREADS + tl.arange(0, THREADS)
-    y, x = pixel // width, pixel % width
-    line = image * lines + y + RADIUS - 1
+    line = image * lines + pixel // width + RADIUS - 1
+    column = pixel % width + RADIUS - 1
     plane = planes + image * (COUNT + 1) * size + pixel
     last = plane + COUNT * size
     own = tl.load(last, mask=pixel < size, other=0)
     lost = tl.full((THREADS,), 0, tl.float32)
     for slot in range(1, SLOTS):
-        dy, dx, near = _offset(slot, RADIUS)
+        near, step, ahead, behind = _pair(slot, pixel, height, width, RADIUS)
         if near:
-            step = dy * width + dx
             exact = tl.load(plane, mask=pixel < size, other=0)
             rounded = exact.to(weights.dtype.element_ty)
-            out = weights + (line * SLOTS + slot) * pitch + x + RADIUS - 1
+            out = weights + (line * SLOTS + slot) * pitch + column
             tl.store(out, rounded, mask=pixel < size)
             if ROUNDED:
                 # the root of a pixel's degree is an eigenvector, and 1 + last is 1 / degree
-                ahead = (y + dy < height) & (x + dx >= 0) & (x + dx < width)
                 there = tl.load(last + step, mask=ahead, other=0)
                 lost += (exact - rounded.to(tl.float32)) * tl.sqrt((1 + own) / (1 + there))
-                behind = (pixel < size) & (y >= dy) & (x - dx >= 0) & (x - dx < width)
                 there = tl.load(last - step, mask=behind, other=0)
                 exact = tl.load(plane - step, mask=behind, other=0)
                 rounded = exact.to(weights.dtype.element_ty)
                 lost += (exact - rounded.to(tl.float32)) * tl.sqrt((1 + own) / (1 + there))
             plane += size
-    tl.store(diagonal + line * pitch + x + RADIUS - 1, own + lost, mask=pixel < size)
+    tl.store(diagonal + line * pitch + column, own + lost, mask=pixel < size)

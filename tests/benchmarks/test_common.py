@@ -1,0 +1,66 @@
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "common.py"
+
+
+@pytest.fixture(scope="module")
+def common():
+    if not SCRIPT.exists():
+        pytest.skip("the benchmarks are not part of an installed package")
+    spec = importlib.util.spec_from_file_location("benchmarks_common", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_takes_the_fastest_run_after_the_warm_up(common):
+    naps = iter([0.0, 0.06, 0.03, 0.09])
+    took = common.seconds(lambda: time.sleep(next(naps)), 3, "cpu")
+    assert 0.03 <= took < 0.06
+    assert next(naps, None) is None
+
+
+def test_fits_an_exponent(common):
+    sizes = [1, 10, 50, 400]
+    assert common.exponent(sizes, [3 * size**1.5 for size in sizes]) == pytest.approx(1.5)
+
+
+def test_measures_the_peak_of_memory(common):
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("only Linux tells the memory of a process")
+    common.reset_peak("cpu")
+    before = common.held_mib("cpu")
+    assert before > 0
+    assert common.peak_mib("cpu") < before + 16
+    np.ones(64 * 2**17)  # 64 MiB, freed at once
+    assert common.held_mib("cpu") < before + 16
+    assert before + 60 < common.peak_mib("cpu") < before + 80
+    common.reset_peak("cpu")
+    assert common.peak_mib("cpu") < before + 16
+
+
+def test_reads_the_number_of_a_fresh_process(common, tmp_path):
+    script = tmp_path / "sum.py"
+    script.write_text("import sys\nprint(sum(map(float, sys.argv[1:])))\n")
+    assert common.in_fresh_process(str(script), 2, 0.5) == 2.5
+
+
+def test_writes_a_report_to_its_place(common, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    common.write({"a": 1}, "walk_cpu", None)
+    common.write({"a": 2}, "walk_cpu", tmp_path / "made" / "other.json")
+    assert json.loads((tmp_path / "results" / "walk_cpu.json").read_text()) == {"a": 1}
+    assert json.loads((tmp_path / "made" / "other.json").read_text()) == {"a": 2}
+
+
+def test_tells_device_and_versions(common, capsys):
+    about = common.surroundings("cpu")
+    assert list(about) == ["device", "threads", "torch", "python", "triton", "llvmlite"]
+    assert about["device"]
+    assert about["device"] in capsys.readouterr().out
