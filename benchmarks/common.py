@@ -71,7 +71,8 @@ def _process_mib(field: str) -> float:
 def in_fresh_process(script: str, *arguments: object) -> float:
     """The number that a script prints: a peak of memory is that of a process."""
     command = [sys.executable, script, *map(str, arguments)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    # what it has to say of errors goes where ours goes
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:

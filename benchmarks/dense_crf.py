@@ -1,4 +1,4 @@
-"""Time of the dense CRF's torch backend against pydensecrf, and how far their labels agree.
+r"""Time of the dense CRF's torch backend against pydensecrf, and how far their labels agree.
 
 Both refine the same scores of the same image: pydensecrf on one core of the CPU, torch on the
 device, with image and scores already there. Times are the minimum over the repeats, after a
@@ -11,8 +11,9 @@ know nothing of the image, so that borders move far. Photographs are those given
 exact CRF is quadratic in pixels and its kernels are so many pixels wide whatever the image's size.
 Without any an image is made up, of shaded noisy regions.
 
-    python benchmarks/dense_crf.py --image photographs/*.jpg --shrink 2
-    python benchmarks/dense_crf.py --device cpu --height 188 --width 250 --labels 3 --repeats 1
+    python benchmarks/dense_crf.py --image photographs/*.jpg --repeats 20
+    python benchmarks/dense_crf.py --image photographs/*.jpg --shrink 3 --height 125 --width 167 \
+        --device cpu --threads 1 --repeats 1
 """
 
 from __future__ import annotations

@@ -73,6 +73,6 @@ def _dense_seconds(
         flat @ power
 
     return {
-        "dense_seconds": seconds(walk, min(repeats, 3), device),
+        "dense_seconds": seconds(walk, repeats, device),
         "squarings_timed": doublings,
     }

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import subprocess
 import time
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "common.py"
+RESULTS = sorted((SCRIPT.parent / "results").glob("*.json"))
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,14 @@ def test_reads_the_number_of_a_fresh_process(common, tmp_path):
     assert common.in_fresh_process(str(script), 2, 0.5) == 2.5
 
 
+def test_a_fresh_process_tells_its_errors(common, tmp_path, capfd):
+    script = tmp_path / "fails.py"
+    script.write_text("raise SystemExit('the reason')")
+    with pytest.raises(subprocess.CalledProcessError):
+        common.in_fresh_process(str(script))
+    assert "the reason" in capfd.readouterr().err
+
+
 def test_writes_a_report_to_its_place(common, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
     common.write({"a": 1}, "walk_cpu", None)
@@ -64,3 +74,19 @@ def test_tells_device_and_versions(common, capsys):
     assert list(about) == ["device", "threads", "torch", "python", "triton", "llvmlite"]
     assert about["device"]
     assert about["device"] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_every_committed_report_tells_them(common, path):
+    missing = set(common.surroundings("cpu")) - set(json.loads(path.read_text()))
+    assert not missing, f"measure {path.name} anew: it does not tell {sorted(missing)}"
+
+
+def test_there_is_a_report_of_every_script():
+    if not SCRIPT.exists():
+        pytest.skip("the benchmarks are not part of an installed package")
+    scripts = {
+        path.stem for path in SCRIPT.parent.glob("*.py") if "write(report," in path.read_text()
+    }
+    assert len(scripts) == 5
+    assert {path.stem for path in RESULTS} >= {f"{name}_cpu" for name in scripts}

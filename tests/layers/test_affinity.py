@@ -113,9 +113,14 @@ def test_module_agrees_and_prints_its_radius():
     assert repr(layer) == "PairwiseAffinity(radius=3)"
 
 
-@pytest.mark.parametrize("features", [torch.zeros(3, 4, 4), torch.zeros(1, 3, 4, 4, dtype=int)])
+@pytest.mark.parametrize(
+    "features",
+    [torch.zeros(3, 4, 4), torch.zeros(1, 3, 4, 4, dtype=int), torch.zeros(2, 0, 4, 4)],
+)
 def test_features_are_checked(features):
-    with pytest.raises(ValueError, match=r"floating point of shape \(B, D, H, W\), got torch"):
+    with pytest.raises(
+        ValueError, match=r"floating point of shape \(B, D, H, W\) with D of at least 1, got torch"
+    ):
         pairwise_affinity(features)
 
 
@@ -209,7 +214,7 @@ def test_func_grad_works_and_vmap_is_refused():
     features = torch.randn(2, 4, 5, 6, requires_grad=True)
     found = torch.func.grad(lambda f: pairwise_affinity(f).sum())(features.detach())
     assert torch.equal(found, *torch.autograd.grad(pairwise_affinity(features).sum(), features))
-    with pytest.raises(NotImplementedError, match=r"vmap; .* join the mapped dimension"):
+    with pytest.raises(ValueError, match=r"cannot be mapped by torch\.func\.vmap: .* fold the"):
         torch.func.vmap(pairwise_affinity)(features[:, None])
 
 

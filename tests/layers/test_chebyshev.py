@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from wsss_affinity.layers import Neighborhood, pairwise_affinity, walk_llvm
+from wsss_affinity.layers import Neighborhood, chebyshev, pairwise_affinity, walk_llvm
 from wsss_affinity.layers.chebyshev import chebyshev_coefficients, walk
-from wsss_affinity.layers.walk_matrix import WalkMatrix
+from wsss_affinity.layers.walk_matrix import CSRProducts, normalized
 
 
 @pytest.fixture(params=["llvm", "csr", "shifted"], autouse=True)
 def path(request, monkeypatch):
     if request.param == "llvm":
         pytest.importorskip("llvmlite")
-    monkeypatch.setattr(walk_llvm, "available", lambda rows: request.param == "llvm")
+    monkeypatch.setattr(walk_llvm, "available", lambda rows, radius: request.param == "llvm")
     if request.param == "shifted":
         monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     elif not torch.backends.mkl.is_available():
@@ -59,7 +59,7 @@ def test_equals_step_by_step_with_its_gradients(num_steps, tol):
     results = []
     for function in (walk, step_by_step):
         leaves = x.clone().requires_grad_(), weights.clone().requires_grad_()
-        planes = WalkMatrix(leaves[1], Neighborhood(3)).planes
+        planes = normalized(leaves[1], Neighborhood(3))[0]
         walked = function(leaves[0], planes, Neighborhood(3), coefficients, num_steps)
         results.append((walked, *torch.autograd.grad((walked * upstream).sum(), leaves)))
     inside = Neighborhood(3).valid(4, 6)
@@ -79,7 +79,7 @@ def test_float32_gradients_of_a_long_walk(method, contrast):
     gradients = []
     for dtype in (torch.float32, torch.float64):
         leaves = [t.to(dtype).requires_grad_() for t in (x, weights)]
-        planes = WalkMatrix(leaves[1], Neighborhood()).planes
+        planes = normalized(leaves[1], Neighborhood())[0]
         walked = walk(leaves[0], planes, Neighborhood(), coefficients, 256)
         gradients.append(torch.autograd.grad((walked * upstream.to(dtype)).sum(), leaves))
     for single, double in zip(*gradients, strict=True):
@@ -95,10 +95,31 @@ def test_gradcheck(coefficients):
 
     def walked(x, w):
         # gradcheck also moves the weights that leave the grid, which must stay 0
-        planes = WalkMatrix(w * Neighborhood(3).valid(3, 4), Neighborhood(3)).planes
+        planes = normalized(w * Neighborhood(3).valid(3, 4), Neighborhood(3))[0]
         return walk(x, planes, Neighborhood(3), coefficients, 3)
 
     assert torch.autograd.gradcheck(walked, (x.requires_grad_(), weights))
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="no CSR products on the CPU")
+@pytest.mark.parametrize("coefficients", [None, (0.25, 0.0, 0.5, 0.25)])
+def test_strided_gradients_of_a_batch_in_one_matrix(coefficients, monkeypatch):
+    """As on CUDA, where the products of a batch are one matrix's."""
+    rows, weights = inputs(2, 4, 6, 3)
+    rows = rows.repeat(1, 1, 1, 2)  # four channels, of which none is cut off behind the walk
+    upstream = torch.randn(2, 4, 4, 6, dtype=torch.float64).permute(0, 2, 3, 1)
+    assert not upstream.is_contiguous()
+    gradients = []
+    for chosen in (upstream.contiguous(), upstream):
+        leaves = rows.clone().requires_grad_(), weights.clone().requires_grad_()
+        planes = normalized(leaves[1], Neighborhood(3))[0]
+        walked = walk(leaves[0], planes, Neighborhood(3), coefficients, 3)
+        gradients.append(torch.autograd.grad(walked, leaves, chosen))
+        monkeypatch.setattr(
+            chebyshev, "products", lambda p, n: iter([(slice(0, len(p)), CSRProducts(p, n))])
+        )
+    for alone, together in zip(*gradients, strict=True):
+        torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("tol", [1e-2, 1e-3, 1e-5, 1e-9])

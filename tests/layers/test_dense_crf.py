@@ -1,3 +1,4 @@
+import re
 import sys
 
 import numpy as np
@@ -211,6 +212,15 @@ def test_a_batch_equals_its_images_one_by_one(backend):
     assert looks[1][0].shape == scores.shape
 
 
+def test_only_torch_is_differentiable():
+    image, scores, _ = scene()
+    leaf = torch.from_numpy(scores).requires_grad_()
+    assert not dense_crf(image, leaf, num_iterations=1, backend="pydensecrf").requires_grad
+    result = dense_crf(image, leaf, num_iterations=1, backend="torch")
+    (gradient,) = torch.autograd.grad(result[0].sum(), leaf)
+    assert gradient.abs().max() > 0.1
+
+
 def test_auto_is_pydensecrf_on_the_cpu():
     image, scores, _ = scene()
     scores = torch.from_numpy(scores)
@@ -224,9 +234,16 @@ def test_auto_is_pydensecrf_on_the_cpu():
     ("options", "message"),
     [
         ({"backend": "cuda"}, "backend must be one of auto, pydensecrf, torch, got 'cuda'"),
-        ({"gaussian_sxy": 0}, "gaussian_sxy must be positive, got 0"),
-        ({"bilateral_sxy": -1.0}, r"bilateral_sxy must be positive, got -1\.0"),
-        ({"bilateral_srgb": float("nan")}, "bilateral_srgb must be positive, got nan"),
+        ({"gaussian_sxy": 0}, "gaussian_sxy must be positive and finite, got 0"),
+        ({"bilateral_sxy": -1.0}, r"bilateral_sxy must be positive and finite, got -1\.0"),
+        ({"bilateral_srgb": float("nan")}, "bilateral_srgb must be positive and finite, got nan"),
+        ({"bilateral_srgb": float("inf")}, "bilateral_srgb must be positive and finite, got inf"),
+        ({"gaussian_compat": -3}, "gaussian_compat must be at least 0 and finite, got -3"),
+        ({"bilateral_compat": float("nan")}, "compat must be at least 0 and finite, got nan"),
+        ({"bilateral_compat": float("inf")}, "compat must be at least 0 and finite, got inf"),
+        ({"num_iterations": -1}, "num_iterations must be a whole number of at least 0, got -1"),
+        ({"num_iterations": 1.0}, r"num_iterations must be a whole number .*, got 1\.0"),
+        ({"num_iterations": True}, "num_iterations must be a whole number .*, got True"),
     ],
 )
 def test_parameters_are_checked(options, message):
@@ -234,6 +251,28 @@ def test_parameters_are_checked(options, message):
         DenseCRF(**options)
     with pytest.raises(ValueError, match=message):
         dense_crf(np.zeros((4, 5, 3), np.uint8), torch.rand(2, 4, 5), **options)
+
+
+@pytest.mark.parametrize("iterations", [[], [-1], [3, -2], [1.5], [True]])
+@pytest.mark.parametrize("labels", [1, 2])
+def test_numbers_of_iterations_are_checked(iterations, labels):
+    message = re.escape(f"whole numbers of at least 0, got {iterations}")
+    with pytest.raises(ValueError, match=message):
+        DenseCRF().snapshots(np.zeros((4, 5, 3), np.uint8), [torch.rand(labels, 4, 5)], iterations)
+
+
+def test_no_stack_is_an_error():
+    with pytest.raises(ValueError, match="at least one tensor of scores, got none"):
+        DenseCRF().snapshots(np.zeros((4, 5, 3), np.uint8), [], [1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("labels", [1, 2])
+@pytest.mark.parametrize(("batch", "size"), [((), (0, 5)), ((), (4, 0)), ((0,), (4, 5))])
+def test_without_pixels_the_result_is_empty(backend, labels, batch, size):
+    image, scores = np.zeros((*batch, *size, 3), np.uint8), torch.rand(*batch, labels, *size)
+    result = dense_crf(image, scores, backend=backend)
+    assert (result.shape, result.dtype) == (scores.shape, torch.float32)
 
 
 def test_stacks_of_different_shape_are_refused():

@@ -315,11 +315,12 @@ def test_rounded_weights_equal_loops(method, storage):
 @pytest.mark.parametrize("method", ["power", "chebyshev"])
 @pytest.mark.parametrize("contrast", [0.1, 1.0, 2.0])
 def test_rounded_weights_walk_nearly_alike_and_keep_constants(contrast, method, storage):
-    scores, affinity = inputs(1, 3, 20, 24, dtype=torch.float32, contrast=contrast)
+    scores, affinity = inputs(1, 3, 47, 63, dtype=torch.float32, contrast=contrast)
     scores[:, 0] = 0.37
     result = random_walk(scores, affinity, method=method, storage=storage)
     torch.testing.assert_close(result[:, 0], scores[:, 0], rtol=0, atol=2e-5)
     exact = random_walk(scores.double(), affinity.double(), method=method)
+    # what the docstring tells
     tolerance = 2e-4 if storage == torch.float16 else 1e-3
     torch.testing.assert_close(result.double(), exact, rtol=0, atol=tolerance)
 
@@ -376,6 +377,18 @@ def test_gradients_of_the_full_walk_equal_those_of_dense(method):
         result = random_walk(*leaves, method=chosen, tol=1e-10)
         gradients.append(torch.autograd.grad((result * upstream).sum(), leaves))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["power", "chebyshev"])
+def test_gradients_of_the_scores_alone_equal_those_of_dense(method):
+    scores, affinity = inputs(2, 3, 7, 8)
+    upstream = torch.rand_like(scores).mT.contiguous().mT
+    gradients = []
+    for chosen in (method, "dense"):
+        leaf = scores.clone().requires_grad_()
+        result = random_walk(leaf, affinity, method=chosen, tol=1e-10)
+        gradients.append(torch.autograd.grad(result, leaf, upstream)[0])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("method", ["power", "chebyshev", "dense"])
@@ -644,10 +657,11 @@ SCORES, AFFINITY = torch.zeros(1, 2, 4, 4), torch.zeros(1, 34, 4, 4)
     [
         (SCORES.long(), AFFINITY, "must be floating point, got torch.int64 and torch.float32"),
         (SCORES, AFFINITY.int(), "must be floating point, got torch.float32 and torch.int32"),
-        (SCORES, AFFINITY - 0.1, "negative, infinite or NaN"),
-        (SCORES, AFFINITY + math.nan, "negative, infinite or NaN"),
-        (SCORES, (AFFINITY + math.nan).half(), "negative, infinite or NaN"),
-        (SCORES, AFFINITY + math.inf, "negative, infinite or NaN"),
+        (SCORES, AFFINITY - 0.1, r"in \[0, 1\], .* got -0.1 to -0.1"),
+        (SCORES, AFFINITY + math.nan, "got nan to nan"),
+        (SCORES, (AFFINITY + math.nan).half(), "got nan to nan"),
+        (SCORES, AFFINITY + math.inf, "got inf to inf"),
+        (SCORES, AFFINITY + 1.01, "got 1.01 to 1.01"),
         (SCORES, AFFINITY.to("meta"), "scores are on cpu and affinity on meta; move one of them"),
         (SCORES.to("meta"), AFFINITY, "scores are on meta and affinity on cpu; move one of them"),
     ],
@@ -657,12 +671,18 @@ def test_tensors_are_checked(scores, affinity, message):
         random_walk(scores, affinity)
 
 
-@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, 1.0001])
 def test_a_single_bad_affinity_is_found(value):
     affinity = torch.full((2, 34, 4, 4), 0.5)
     affinity[1, 20, 0, 3] = value
-    with pytest.raises(ValueError, match="negative, infinite or NaN"):
+    with pytest.raises(ValueError, match=r"affinity must hold values in \[0, 1\]"):
         random_walk(torch.zeros(2, 1, 4, 4), affinity)
+
+
+def test_affinities_may_be_rounded_to_above_1():
+    scores, affinity = torch.rand(1, 2, 4, 4), torch.ones(1, 34, 4, 4)
+    expected = random_walk(scores, affinity)
+    torch.testing.assert_close(random_walk(scores, affinity * (1 + 1e-6)), expected)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from wsss_affinity.layers import Neighborhood, pairwise_affinity, random_walk, walk_llvm
+from wsss_affinity.layers import (
+    Neighborhood,
+    optional,
+    pairwise_affinity,
+    random_walk,
+    walk_llvm,
+)
 from wsss_affinity.layers.chebyshev import _power, _series, chebyshev_coefficients
-from wsss_affinity.layers.walk_matrix import ShiftedProducts, WalkMatrix
+from wsss_affinity.layers.walk_matrix import ShiftedProducts, normalized
 
 pytest.importorskip("llvmlite")
 
@@ -15,7 +21,7 @@ SERIES = chebyshev_coefficients(64, 1e-5)
 
 def inputs(batch, height, width, channels, radius=5, dtype=torch.float64):
     weights = pairwise_affinity(torch.randn(batch, 3, height, width, dtype=dtype), radius)
-    planes = WalkMatrix(weights, Neighborhood(radius)).planes
+    planes = normalized(weights, Neighborhood(radius))[0]
     return torch.randn(batch, height, width, channels, dtype=dtype), planes
 
 
@@ -88,6 +94,49 @@ def test_weights_too_small_for_normal_numbers_change_nothing():
     torch.testing.assert_close(result, rows, rtol=0, atol=1e-6)
 
 
+def test_takes_no_default_device_and_no_default_type(monkeypatch):
+    rows, planes = inputs(1, 4, 5, 16)
+    expected = walk_llvm.walk(rows, planes, Neighborhood(), SERIES, 64)
+    # tensors of the meta device hold no values: reading them would be a crash
+    real = walk_llvm._compiled(5, torch.float64)
+    called = []
+
+    def compiled(weights, factors, *others):
+        assert 0 not in (weights, factors, *others[:4])
+        called.append(1)
+        real(weights, factors, *others)
+
+    monkeypatch.setattr(walk_llvm, "_compiled", lambda radius, dtype: compiled)
+    with torch.device("meta"):
+        result = walk_llvm.walk(rows, planes, Neighborhood(), SERIES, 64)
+    assert torch.equal(result, expected)
+    # the same if weights are of another type
+    single = walk_llvm.walk(rows, planes.float(), Neighborhood(), SERIES, 64)
+    torch.testing.assert_close(single, expected, rtol=0, atol=1e-5)
+    assert len(called) == 4
+
+
+def test_memory_of_many_channels_is_that_of_a_few(monkeypatch):
+    rows, planes = inputs(1, 6, 7, 60, dtype=torch.float32)
+    options = Neighborhood(), SERIES, 64
+    groups = [walk_llvm.walk(part, planes, *options) for part in rows.split(16, -1)]
+    made = []
+    real = torch.Tensor.new_zeros
+    monkeypatch.setattr(torch.Tensor, "new_zeros", lambda *a: made.append(a[1:]) or real(*a))
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda value=threads: value)
+        del made[:]
+        assert torch.equal(walk_llvm.walk(rows, planes, *options), torch.cat(groups, -1))
+        counts = [shape[2] for shape in made if len(shape) == 6]
+        assert counts == ([1, 1, 1, 1] if threads == 1 else [3, 1])
+
+
+@pytest.fixture
+def supported(monkeypatch):
+    monkeypatch.setattr(walk_llvm, "_supported", lambda: True)
+
+
+@pytest.mark.usefixtures("supported")
 def test_random_walk_takes_it_where_groups_of_channels_occupy_the_threads(monkeypatch):
     taken = []
     real = walk_llvm.walk
@@ -106,18 +155,44 @@ def test_random_walk_takes_it_where_groups_of_channels_occupy_the_threads(monkey
         del taken[:]
         result = random_walk(scores, affinity)
         assert taken == [batch] * expected
-        monkeypatch.setattr(walk_llvm, "_installed", lambda: False)
-        torch.testing.assert_close(random_walk(scores, affinity), result, rtol=0, atol=2e-6)
+        with monkeypatch.context() as patch:
+            patch.setattr(walk_llvm, "_supported", lambda: False)
+            torch.testing.assert_close(random_walk(scores, affinity), result, rtol=0, atol=2e-6)
         assert taken == [batch] * expected
-        monkeypatch.setattr(walk_llvm, "_installed", lambda: True)
 
 
-def test_without_the_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "llvmlite", None)
-    rows, _ = inputs(1, 4, 5, 21)
-    assert walk_llvm.available(rows)
-    walk_llvm._installed.cache_clear()
+@pytest.mark.usefixtures("supported")
+def test_rows_and_radii_it_takes(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    rows = torch.zeros(1, 4, 5, 21)
+    assert walk_llvm.available(rows, 2)
+    assert walk_llvm.available(rows.double(), 8)
+    # compiling for those takes longer than it saves
+    assert not walk_llvm.available(rows, 9)
+    assert not walk_llvm.available(rows.to("meta"), 5)
+    assert not walk_llvm.available(torch.nn.Parameter(rows), 5)
+
+
+@pytest.mark.parametrize(
+    ("version", "features", "expected"),
+    [
+        ("0.45.0", {"fma": True, "avx2": True, "avx512f": True}, True),
+        ("0.44.0", {"fma": True, "avx2": True, "avx512f": True}, False),
+        ("0.45.0", {"fma": True, "avx2": True, "avx512f": False}, False),
+        ("0.45.0", {"neon": True}, False),
+        (None, {"avx512f": True}, False),
+    ],
+)
+def test_supported_versions_and_processors(version, features, expected, monkeypatch):
+    if version is None:
+        monkeypatch.setitem(sys.modules, "llvmlite", None)
+    else:
+        monkeypatch.setattr("llvmlite.__version__", version)
+        monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", lambda: features)
+    for cached in (walk_llvm._supported, optional.recent):
+        cached.cache_clear()
     try:
-        assert not walk_llvm.available(rows)
+        assert walk_llvm._supported() == expected
     finally:
-        walk_llvm._installed.cache_clear()
+        for cached in (walk_llvm._supported, optional.recent):
+            cached.cache_clear()

@@ -4,7 +4,7 @@ import torch
 
 from wsss_affinity.layers import Neighborhood, pairwise_affinity
 from wsss_affinity.layers import walk_matrix as module
-from wsss_affinity.layers.walk_matrix import CSRProducts, ShiftedProducts, WalkMatrix, products
+from wsss_affinity.layers.walk_matrix import CSRProducts, ShiftedProducts, normalized, products
 
 MKL = pytest.param(
     CSRProducts,
@@ -38,32 +38,32 @@ def weights_of(batch, height, width, radius, dtype=torch.float64):
 @pytest.mark.parametrize(("batch", "height", "width", "radius"), SHAPES)
 def test_product_equals_the_dense_matrix(kind, batch, height, width, radius):
     weights = weights_of(batch, height, width, radius)
-    matrix = WalkMatrix(weights, Neighborhood(radius))
+    planes, scales = normalized(weights, Neighborhood(radius))
     x, start = torch.randn(2, batch, height, width, 3, dtype=torch.float64)
     result = start.clone()
-    kind(matrix.planes, matrix.neighborhood).add_product(result, x, 2)
+    kind(planes, Neighborhood(radius)).add_product(result, x, 2)
     for b in range(batch):
         dense, degree = dense_symmetric(weights[b], radius)
         expected = start[b] + 2 * (dense @ x[b].reshape(-1, 3)).view(height, width, 3)
         torch.testing.assert_close(result[b], expected, rtol=1e-12, atol=1e-12)
         scale = degree.sqrt().view(height, width, 1)
-        torch.testing.assert_close(matrix.scale[b], scale, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(scales[b], scale, rtol=1e-12, atol=1e-12)
 
 
 @BOTH
 @pytest.mark.parametrize(("batch", "height", "width", "radius"), SHAPES)
 def test_outer_products_are_the_gradient_of_the_planes(kind, batch, height, width, radius):
-    matrix = WalkMatrix(weights_of(batch, height, width, radius), Neighborhood(radius))
-    operator = kind(matrix.planes, matrix.neighborhood)
+    planes, _ = normalized(weights_of(batch, height, width, radius), Neighborhood(radius))
+    operator = kind(planes, Neighborhood(radius))
     assert not operator.gradient().any()
     pairs = torch.randn(3, 2, batch, height, width, 4, dtype=torch.float64)
     for left, right in pairs:
         operator.add_outer(left, right)
     left, right = pairs.transpose(0, 1).movedim(1, -1).reshape(2, batch, height * width, -1)
     dense = left @ right.mT
-    expected = torch.zeros_like(matrix.planes)
+    expected = torch.zeros_like(planes)
     expected[:, -1] = dense.diagonal(dim1=1, dim2=2).view(batch, height, width)
-    for k, (dy, dx) in enumerate(matrix.neighborhood.pairs):
+    for k, (dy, dx) in enumerate(Neighborhood(radius).pairs):
         for y in range(height - dy):
             for x in range(max(0, -dx), min(width, width - dx)):
                 i, j = y * width + x, (y + dy) * width + x + dx
@@ -77,18 +77,17 @@ def test_gradcheck():
 
     def planes_and_scale(w):
         # gradcheck also moves the weights that leave the grid, which must stay 0
-        matrix = WalkMatrix(w * inside, Neighborhood(4))
-        return matrix.planes, matrix.scale
+        return normalized(w * inside, Neighborhood(4))
 
     assert torch.autograd.gradcheck(planes_and_scale, weights.requires_grad_())
 
 
 @BOTH
 def test_the_matrix_is_symmetric_with_eigenvalues_in_the_unit_interval(kind):
-    matrix = WalkMatrix(weights_of(1, 4, 5, 3), Neighborhood(3))
+    planes, _ = normalized(weights_of(1, 4, 5, 3), Neighborhood(3))
     identity = torch.eye(20, dtype=torch.float64).view(1, 4, 5, 20)
     dense = identity.clone()
-    kind(matrix.planes, matrix.neighborhood).add_product(dense, identity)
+    kind(planes, Neighborhood(3)).add_product(dense, identity)
     dense = dense.view(20, 20)
     torch.testing.assert_close(dense, dense.T, rtol=0, atol=1e-14)
     eigenvalues = torch.linalg.eigvalsh(dense)
@@ -99,19 +98,19 @@ def test_the_matrix_is_symmetric_with_eigenvalues_in_the_unit_interval(kind):
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="no CSR products on the CPU")
 def test_the_pattern_of_one_size_serves_others_of_the_same_number_of_pixels():
     for height, width in ((3, 8), (8, 3), (4, 6), (3, 8)):
-        matrix = WalkMatrix(weights_of(1, height, width, 3), Neighborhood(3))
+        planes, _ = normalized(weights_of(1, height, width, 3), Neighborhood(3))
         x = torch.randn(1, height, width, 1, dtype=torch.float64)
         results = [torch.zeros_like(x) for _ in "ab"]
         for result, kind in zip(results, (CSRProducts, ShiftedProducts), strict=True):
-            kind(matrix.planes, matrix.neighborhood).add_product(result, x)
+            kind(planes, Neighborhood(3)).add_product(result, x)
         torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
 def test_the_cpu_takes_images_one_by_one_where_it_has_csr_products(monkeypatch):
-    matrix = WalkMatrix(weights_of(3, 4, 5, 3), Neighborhood(3))
+    planes, _ = normalized(weights_of(3, 4, 5, 3), Neighborhood(3))
     for available in (True, False):
         monkeypatch.setattr(torch.backends.mkl, "is_available", lambda value=available: value)
-        found = list(products(matrix.planes, matrix.neighborhood))
+        found = list(products(planes, Neighborhood(3)))
         assert [(part.start, part.stop) for part, _ in found] == (
             [(0, 1), (1, 2), (2, 3)] if available else [(0, 3)]
         )

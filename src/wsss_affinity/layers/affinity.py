@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from wsss_affinity.layers.kernels import available
 from wsss_affinity.layers.neighborhood import Neighborhood
+from wsss_affinity.layers.transforms import outside_graphs, refuse_vmap
 
 # Values of a block of channels: it stays in a level-2 cache with what is computed from it, and
 # torch handles fewer than 2**15 in one thread. More threads would have to meet after each of
@@ -45,11 +46,8 @@ class _PairwiseAffinity(torch.autograd.Function):
         return _gradient(features, weight, ctx.radius), None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, features: Tensor, radius: int) -> Any:
-        raise NotImplementedError(
-            "pairwise_affinity does not work under torch.func.vmap; it takes a batch as it is, "
-            "so join the mapped dimension with the first one"
-        )
+    def vmap(info: Any, in_dims: Any, features: Tensor, radius: int) -> NoReturn:
+        refuse_vmap("pairwise_affinity")
 
 
 def _sum_dtype(features: Tensor) -> torch.dtype:
@@ -128,6 +126,8 @@ def _gradient(features: Tensor, weight: Tensor, radius: int) -> Tensor:
     return result
 
 
+# a graph would be thousands of steps, one for each offset and block
+@outside_graphs
 def pairwise_affinity(features: Tensor, radius: int = 5) -> Tensor:
     r"""Affinity :math:`a_{ij} = \exp(-\frac{1}{D} \sum_d |f_{id} - f_{jd}|)` of each pixel pair.
 
@@ -145,8 +145,8 @@ def pairwise_affinity(features: Tensor, radius: int = 5) -> Tensor:
         ``(y + dy_k, x + dx_k)``, and is 0 where the latter is outside.
 
     Raises:
-        ValueError: If ``features`` is not a floating-point tensor of four dimensions.
-        NotImplementedError: Under ``torch.func.vmap``, since a batch is taken as it is.
+        ValueError: If ``features`` is not a floating-point tensor of four dimensions, has no
+            channel, or under ``torch.func.vmap``.
 
     Example:
         >>> pairwise_affinity(torch.zeros(1, 8, 3, 3), radius=2)[0, 0]
@@ -154,14 +154,9 @@ def pairwise_affinity(features: Tensor, radius: int = 5) -> Tensor:
                 [1., 1., 0.],
                 [1., 1., 0.]])
     """
-    if torch.compiler.is_dynamo_compiling():
-        # its graph would be thousands of steps, one for each offset and block
-        disable: Any = torch.compiler.disable
-        result: Tensor = disable(pairwise_affinity)(features, radius)
-        return result
-    if features.ndim != 4 or not features.is_floating_point():
+    if features.ndim != 4 or features.shape[1] == 0 or not features.is_floating_point():
         raise ValueError(
-            "features must be floating point of shape (B, D, H, W), "
+            "features must be floating point of shape (B, D, H, W) with D of at least 1, "
             f"got {features.dtype} {tuple(features.shape)}"
         )
     affinity: Tensor = _PairwiseAffinity.apply(features, radius)

@@ -49,7 +49,7 @@ def walk(
 
     Args:
         rows: ``x`` as ``(B, h, w, C)``, contiguous.
-        planes: ``(B, K + 1, h, w)``, see :class:`~wsss_affinity.layers.walk_matrix.WalkMatrix`.
+        planes: ``(B, K + 1, h, w)``, see :func:`~wsss_affinity.layers.walk_matrix.normalized`.
         neighborhood: The offsets of the planes.
         coefficients: :math:`c_0 … c_m`, see :func:`chebyshev_coefficients`.
         num_steps: ``t``; not used with coefficients.
@@ -86,11 +86,13 @@ class _Walk(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # sums in place go through views of it
+        grad = grad.contiguous()
         rows, planes = ctx.saved_tensors
         neighborhood, coefficients, num_steps, _ = ctx.walk
         if not ctx.needs_input_grad[1]:
             # the matrix is symmetric
-            return _walk(grad.contiguous(), planes, *ctx.walk), None, None, None, None, None
+            return _walk(grad, planes, *ctx.walk), None, None, None, None, None
         if coefficients is None:
             # the power as its series, cut where nothing is left of it, takes fewer products and
             # no stored steps
@@ -113,9 +115,9 @@ def _walk(
     if kernels.available(rows) and rows.dtype == torch.float32:
         from wsss_affinity.layers.kernels import walk as kernel
 
-        pairs, kept = neighborhood.pairs, storage or torch.float32
-        return kernel.walk(rows, planes, pairs, coefficients, num_steps, storage=kept)
-    if walk_llvm.available(rows):
+        radius, kept = neighborhood.radius, storage or torch.float32
+        return kernel.walk(rows, planes, radius, coefficients, num_steps, storage=kept)
+    if walk_llvm.available(rows, neighborhood.radius):
         return walk_llvm.walk(rows, planes, neighborhood, coefficients, num_steps)
     walked = torch.empty_like(rows)
     for part, matrix in products(planes, neighborhood):

@@ -1,8 +1,8 @@
 """The walk on the CPU as one function compiled by LLVM, where the package llvmlite is there.
 
-It takes half the time of MKL's products. A step is one pass that reads no column indices: the sums
-of a few pixels and a group of channels stay in registers, and the vectors of the series are brought
-up to date from there. How they lie in memory:
+It is faster than MKL's products (``benchmarks/walk_products.py``). A step is one pass that reads no
+column indices: the sums of a few pixels and a group of channels stay in registers, and the vectors
+of the series are brought up to date from there. How they lie in memory:
 
 - states, changes and totals: ``(h + 2 rim + 1, stride, lanes)`` for each group of channels, with a
   rim of zeros as wide as a neighbour is far. What is left of a line is also right of the one above.
@@ -17,23 +17,27 @@ import ctypes
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from wsss_affinity.layers.neighborhood import Neighborhood
+from wsss_affinity.layers.optional import recent
 
 # pixels of a line whose sums are in registers together
 _PIXELS = 8
-# of the channels taken together: a register of AVX-512, two of AVX
+# of the channels taken together: a register of AVX-512
 _GROUP_BYTES = 64
+# the code is unrolled: compiling it takes 0.2 s for a radius of 5, 0.4 s for 8, 1.4 s for 12
+_MAX_RADIUS = 8
 
 
-def available(rows: Tensor) -> bool:
-    """Whether :func:`walk` can take these rows, and is no slower than products."""
-    if rows.device.type != "cpu" or type(rows) is not Tensor or not _installed():
+def available(rows: Tensor, radius: int) -> bool:
+    """Whether :func:`walk` can take these rows, and is expected to be faster than products."""
+    if rows.device.type != "cpu" or type(rows) is not Tensor or radius > _MAX_RADIUS:
+        return False
+    if not _supported():
         return False
     batch, _, _, channels = rows.shape
     # products share the pixels among threads too, and fill no group up with zeros: they are as
@@ -43,8 +47,17 @@ def available(rows: Tensor) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _installed() -> bool:
-    return find_spec("llvmlite") is not None
+def _supported() -> bool:
+    """Whether LLVM is there, and the processor has registers for all sums.
+
+    Those of AVX2 do not hold them, which leaves little gain; and without fused multiply-adds each
+    would be a call of a function.
+    """
+    if not recent("llvmlite", (0, 45)):  # reads pointers without a type
+        return False
+    from llvmlite import binding
+
+    return bool(binding.get_host_cpu_features().get("avx512f"))
 
 
 def walk(
@@ -71,7 +84,7 @@ def walk(
         keep, scales, coefficients = 0.0, [1.0] * num_steps, (*[0.0] * num_steps, 1.0)
     else:
         keep, scales = 1.0, [1.0, *[2.0] * len(coefficients)][: len(coefficients) - 1]
-    factors = torch.tensor([scales, coefficients[1:]], dtype=rows.dtype)
+    factors = rows.new_tensor([scales, coefficients[1:]])
     compiled = _compiled(neighborhood.radius, rows.dtype)
     batch, height, width, channels = rows.shape
     rim, blocks = neighborhood.radius - 1, -(-width // _PIXELS)
@@ -81,33 +94,35 @@ def walk(
     groups = [slice(c, min(c + lanes, channels)) for c in range(0, channels, lanes)]
     walked, threads = torch.empty_like(rows), torch.get_num_threads()
 
-    # as many images at a time as threads need, so that memory does not grow with the batch
+    # as many images and groups at a time as threads need: memory does not grow with the others
     images = -(-threads // len(groups))
     with ThreadPoolExecutor(threads) as pool:
         for some in (slice(first, first + images) for first in range(0, batch, images)):
             here = planes[some].transpose(1, 2)
-            weights = here.new_zeros(len(here), rim + height, here.shape[2], stride)
+            weights = rows.new_zeros(len(here), rim + height, here.shape[2], stride)
             weights[:, y, :, x] = here
-            vectors = rows.new_zeros(4, len(here), len(groups), lines, stride, lanes)
-            calls = []
-            for g, group in enumerate(groups):
-                first, _, _, total = vectors[:, :, g, y, x, : group.stop - group.start]
-                first.copy_(rows[some, ..., group])
-                torch.mul(first, coefficients[0], out=total)
-                for image in range(len(here)):
-                    starts = [v[image, g, rim, rim].data_ptr() for v in vectors]
-                    pointers = [weights[image, rim, 0, rim:].data_ptr(), factors.data_ptr()]
-                    sizes = [height, blocks, stride, factors.shape[1]]
-                    calls.append((*pointers, *starts, *sizes, keep))
-            list(pool.map(lambda call: compiled(*call), calls))
-            for g, group in enumerate(groups):
-                walked[some, ..., group] = vectors[3, :, g, y, x, : group.stop - group.start]
+            for start in range(0, len(groups), threads):
+                together = groups[start : start + threads]
+                vectors = rows.new_zeros(4, len(here), len(together), lines, stride, lanes)
+                calls = []
+                for g, group in enumerate(together):
+                    first, _, _, total = vectors[:, :, g, y, x, : group.stop - group.start]
+                    first.copy_(rows[some, ..., group])
+                    torch.mul(first, coefficients[0], out=total)
+                    for image in range(len(here)):
+                        starts = [v[image, g, rim, rim].data_ptr() for v in vectors]
+                        pointers = [weights[image, rim, 0, rim:].data_ptr(), factors.data_ptr()]
+                        sizes = [height, blocks, stride, factors.shape[1]]
+                        calls.append((*pointers, *starts, *sizes, keep))
+                list(pool.map(lambda call: compiled(*call), calls))
+                for g, group in enumerate(together):
+                    walked[some, ..., group] = vectors[3, :, g, y, x, : group.stop - group.start]
     return walked
 
 
 @lru_cache(maxsize=16)
 def _compiled(radius: int, dtype: torch.dtype) -> Callable[..., None]:
-    """The function of :func:`_source`; compiling it takes a tenth of a second."""
+    """The function of :func:`_source`."""
     from llvmlite import binding
 
     binding.initialize_native_target()

@@ -13,7 +13,7 @@ from torch import Tensor
 from wsss_affinity.layers.neighborhood import Neighborhood, pair_slices
 
 
-class WalkMatrix:
+def normalized(weights: Tensor, neighborhood: Neighborhood) -> tuple[Tensor, Tensor]:
     r"""The symmetric :math:`M = D^{-1/2} W D^{-1/2} = I + L` of a batch of images.
 
     It has the eigenvalues of :math:`D^{-1} W`, and :math:`(D^{-1}W)^t = D^{-1/2} M^t D^{1/2}`, so
@@ -25,38 +25,35 @@ class WalkMatrix:
         weights: ``(B, K, h, w)``, the planes of ``W`` off the diagonal, 0 at pairs that leave the
             grid; the diagonal of ``W`` is 1.
         neighborhood: The offsets of the planes.
+
+    Returns:
+        The planes of ``L = M - I``, its diagonal last, ``(B, K + 1, h, w)``; and the scale
+        ``D^{1/2}``, ``(B, h, w, 1)``.
     """
+    height, width = weights.shape[2:]
+    rim = neighborhood.radius - 1
 
-    def __init__(self, weights: Tensor, neighborhood: Neighborhood) -> None:
-        height, width = weights.shape[2:]
-        rim = neighborhood.radius - 1
+    def ahead(padded: Tensor, dy: int, dx: int) -> Tensor:
+        return padded[:, dy : dy + height, rim + dx : rim + dx + width]
 
-        def ahead(padded: Tensor, dy: int, dx: int) -> Tensor:
-            return padded[:, dy : dy + height, rim + dx : rim + dx + width]
-
-        behind = F.pad(torch.zeros_like(weights[:, 0]), (rim, rim, 0, rim))
-        for k, (dy, dx) in enumerate(neighborhood.pairs):
-            ahead(behind, dy, dx).add_(weights[:, k])
-        neighbours = weights.sum(1) + ahead(behind, 0, 0)
-        degree = 1 + neighbours
-        root = degree.rsqrt()
-        roots = F.pad(root, (rim, rim, 0, rim))
-        planes = [
-            weights[:, k] * ahead(roots, dy, dx) * root
-            for k, (dy, dx) in enumerate(neighborhood.pairs)
-        ]
-        #: ``(B, K + 1, h, w)``: the planes of ``L = M - I``, and its diagonal last.
-        self.planes = torch.stack([*planes, -neighbours / degree], 1)
-        #: ``D^{1/2}`` as ``(B, h, w, 1)``.
-        self.scale = degree.sqrt().unsqueeze(-1)
-        self.neighborhood = neighborhood
+    behind = F.pad(torch.zeros_like(weights[:, 0]), (rim, rim, 0, rim))
+    for k, (dy, dx) in enumerate(neighborhood.pairs):
+        ahead(behind, dy, dx).add_(weights[:, k])
+    neighbours = weights.sum(1) + ahead(behind, 0, 0)
+    degree = 1 + neighbours
+    root = degree.rsqrt()
+    roots = F.pad(root, (rim, rim, 0, rim))
+    planes = [
+        weights[:, k] * ahead(roots, dy, dx) * root for k, (dy, dx) in enumerate(neighborhood.pairs)
+    ]
+    return torch.stack([*planes, -neighbours / degree], 1), degree.sqrt().unsqueeze(-1)
 
 
 class ShiftedProducts:
     """Products with ``L`` as one multiply-add a neighbour, in any torch.
 
     Args:
-        planes: ``(B, K + 1, h, w)``, see :class:`WalkMatrix`.
+        planes: ``(B, K + 1, h, w)``, see :func:`normalized`.
         neighborhood: The offsets of the planes.
     """
 
@@ -136,7 +133,7 @@ def products(
     steps of a walk, and memory does not grow with the batch.
 
     Args:
-        planes: ``(B, K + 1, h, w)``, see :class:`WalkMatrix`.
+        planes: ``(B, K + 1, h, w)``, see :func:`normalized`.
         neighborhood: The offsets of the planes.
     """
     batch = len(planes)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from wsss_affinity.layers import kernels
 from wsss_affinity.layers.neighborhood import Neighborhood
-from wsss_affinity.layers.walk_matrix import ShiftedProducts, WalkMatrix
+from wsss_affinity.layers.walk_matrix import ShiftedProducts, normalized
 
 
 def sharpened(affinity: Tensor, valid: Tensor, beta: float) -> Tensor:
@@ -23,16 +23,18 @@ def sharpened(affinity: Tensor, valid: Tensor, beta: float) -> Tensor:
 def symmetric(
     affinity: Tensor, valid: Tensor, beta: float, neighborhood: Neighborhood, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Planes and scale of :class:`~wsss_affinity.layers.walk_matrix.WalkMatrix`, in ``dtype``."""
+    """Planes and scale of :func:`~wsss_affinity.layers.walk_matrix.normalized`, in ``dtype``.
+
+    Of affinities ``(B, K, h, w)`` they are ``(B, K + 1, h, w)`` and ``(B, h, w, 1)``.
+    """
     differentiable = torch.is_grad_enabled() and affinity.requires_grad
     if kernels.available(affinity) and dtype == torch.float32 and not differentiable:
         from wsss_affinity.layers.kernels.walk_planes import normalize
 
         kept = torch.where(valid, affinity, 0)
-        planes, scale = normalize(kept, neighborhood.pairs, beta)
+        planes, scale = normalize(kept, neighborhood.radius, beta)
         return planes, scale.unsqueeze(-1)
-    matrix = WalkMatrix(sharpened(affinity.to(dtype), valid, beta), neighborhood)
-    return matrix.planes, matrix.scale
+    return normalized(sharpened(affinity.to(dtype), valid, beta), neighborhood)
 
 
 def rounded(
@@ -40,6 +42,7 @@ def rounded(
 ) -> Tensor:
     """Planes with weights rounded to ``storage``; gradients pass as if nothing were rounded.
 
+    Planes are ``(B, K + 1, h, w)``, the scale is ``(B, h, w, 1)``, both as :func:`symmetric` gives.
     The diagonal is set such that ``L`` takes the scale to 0, as before: constants stay constant.
     """
     if kernels.available(planes) and planes.dtype == torch.float32 and not planes.requires_grad:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from wsss_affinity.layers.neighborhood import Border, Neighborhood
+from wsss_affinity.layers.transforms import outside_graphs
 
 UNSURE = 255  #: of a label map: pixels that are not trained on and not scored
 _EPS = 1e-5
 
 
+# the compiler would make the numbers of all pairs anew in each call
+@outside_graphs
 def affinity_loss(
     affinity: Tensor, label_map: Tensor, radius: int = 5, border: Border = "full"
 ) -> dict[str, Tensor]:
@@ -49,11 +51,6 @@ def affinity_loss(
         >>> round(terms["bg"].item(), 3), round(terms["neg"].item(), 3)
         (0.693, 0.693)
     """
-    if torch.compiler.is_dynamo_compiling():
-        # the compiler would make the numbers of all pairs anew in each call
-        disable: Any = torch.compiler.disable
-        result: dict[str, Tensor] = disable(affinity_loss)(affinity, label_map, radius, border)
-        return result
     neighborhood = Neighborhood(radius)
     if (
         affinity.ndim != 4

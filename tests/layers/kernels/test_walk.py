@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from wsss_affinity.layers import Neighborhood, random_walk
-from wsss_affinity.layers.walk_matrix import WalkMatrix
+from wsss_affinity.layers.walk_matrix import normalized
 
 pytest.importorskip("triton")
 
@@ -46,16 +46,17 @@ def walk_matrix(batch, height, width, radius, device="cpu"):
     """Float64 planes of a random walk, sharp enough that some pixels are nearly cut off."""
     neighborhood = Neighborhood(radius)
     affinity = torch.rand(batch, len(neighborhood), height, width, dtype=torch.float64)
-    matrix = WalkMatrix((affinity * neighborhood.valid(height, width)) ** 8, neighborhood)
-    return neighborhood.pairs, matrix.planes.to(device), matrix.scale.to(device)
+    weights = (affinity * neighborhood.valid(height, width)) ** 8
+    planes, scale = normalized(weights, neighborhood)
+    return planes.to(device), scale.to(device)
 
 
-def dense(planes, pairs):
+def dense(planes, radius):
     """``M`` as (B, N, N) by plain loops."""
     batch, _, height, width = planes.shape
     size = height * width
     matrix = torch.diag_embed(1 + planes[:, -1].reshape(batch, size).double().cpu())
-    for k, (dy, dx) in enumerate(pairs):
+    for k, (dy, dx) in enumerate(Neighborhood(radius).pairs):
         for y in range(height - dy):
             for x in range(max(0, -dx), min(width, width - dx)):
                 i, j = y * width + x, (y + dy) * width + x + dx
@@ -63,8 +64,8 @@ def dense(planes, pairs):
     return matrix
 
 
-def reference(rows, planes, pairs, coefficients, num_steps):
-    matrix, x = dense(planes, pairs), rows.double().cpu().flatten(1, 2)
+def reference(rows, planes, radius, coefficients, num_steps):
+    matrix, x = dense(planes, radius), rows.double().cpu().flatten(1, 2)
     if coefficients is None:
         return (torch.linalg.matrix_power(matrix, num_steps) @ x).view(rows.shape)
     states = [x, matrix @ x]
@@ -85,11 +86,11 @@ def reference(rows, planes, pairs, coefficients, num_steps):
     ],
 )
 def test_equals_the_dense_matrix(kernels, batch, height, width, radius, channels, num_steps):
-    pairs, planes, _ = walk_matrix(batch, height, width, radius)
+    planes, _ = walk_matrix(batch, height, width, radius)
     rows = torch.randn(batch, height, width, channels)
     for coefficients in (None, COEFFICIENTS[: num_steps + 2]):
-        walked = kernels.walk(rows, planes.float(), pairs, coefficients, num_steps)
-        expected = reference(rows, planes, pairs, coefficients, num_steps)
+        walked = kernels.walk(rows, planes.float(), radius, coefficients, num_steps)
+        expected = reference(rows, planes, radius, coefficients, num_steps)
         assert walked.dtype == torch.float32
         torch.testing.assert_close(walked.double(), expected, rtol=0, atol=2e-6)
 
@@ -97,31 +98,31 @@ def test_equals_the_dense_matrix(kernels, batch, height, width, radius, channels
 @pytest.mark.parametrize("kernels", ["alone"], indirect=True)
 def test_many_steps(kernels, monkeypatch):
     monkeypatch.setattr(kernels, "_ROWS", 1)  # fewer operations for the interpreter
-    pairs, planes, scale = walk_matrix(1, 3, 4, 2)
+    planes, scale = walk_matrix(1, 3, 4, 2)
     rows = scale.float() * torch.tensor([1.0, 0.0])
     rows[0, 1, 1, 1] = 1
-    walked = kernels.walk(rows, planes.float(), pairs, None, 256)
-    expected = reference(rows, planes, pairs, None, 256)
+    walked = kernels.walk(rows, planes.float(), 2, None, 256)
+    expected = reference(rows, planes, 2, None, 256)
     torch.testing.assert_close(walked.double(), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(walked[..., 0], rows[..., 0], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("coefficients", [None, (0.5,)])
 def test_no_step_gives_the_input(kernels, coefficients):
-    pairs, planes, _ = walk_matrix(1, 3, 4, 2)
+    planes, _ = walk_matrix(1, 3, 4, 2)
     rows = torch.randn(1, 3, 4, 5)
-    walked = kernels.walk(rows, planes.float(), pairs, coefficients, 0)
+    walked = kernels.walk(rows, planes.float(), 2, coefficients, 0)
     assert torch.equal(walked, rows * (0.5 if coefficients else 1))
 
 
 @pytest.mark.parametrize(("storage", "atol"), [(torch.float16, 2e-4), (torch.bfloat16, 2e-3)])
 @pytest.mark.parametrize("kernels", ["alone"], indirect=True)
 def test_half_precision_weights_lose_nothing(kernels, storage, atol):
-    pairs, planes, scale = walk_matrix(1, 4, 5, 3)
+    planes, scale = walk_matrix(1, 4, 5, 3)
     # constants on the pixels, and random values
     rows = scale.float() * torch.cat([torch.ones(1, 4, 5, 1), torch.rand(1, 4, 5, 2)], -1)
-    walked = kernels.walk(rows, planes.float(), pairs, None, 16, storage=storage)
-    expected = reference(rows, planes, pairs, None, 16)
+    walked = kernels.walk(rows, planes.float(), 3, None, 16, storage=storage)
+    expected = reference(rows, planes, 3, None, 16)
     assert not torch.allclose(walked.double(), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(walked.double(), expected, rtol=0, atol=atol)
     torch.testing.assert_close(walked[..., 0], rows[..., 0], rtol=1e-5, atol=0)
@@ -154,8 +155,8 @@ def test_the_layer_through_the_kernels(kernels, interpreted, storage, monkeypatc
 
 
 def test_smaller_images_of_a_batch_walk_as_by_themselves(kernels):
-    pairs, planes, _ = walk_matrix(1, 6, 7, 3)
-    _, small, _ = walk_matrix(1, 3, 4, 3)
+    planes, _ = walk_matrix(1, 6, 7, 3)
+    small, _ = walk_matrix(1, 3, 4, 3)
     padded = torch.zeros_like(planes)
     padded[:, :, 1:4, 2:6] = small
     rows, x = torch.randn(2, 6, 7, 2), torch.randn(1, 3, 4, 2)
@@ -164,11 +165,11 @@ def test_smaller_images_of_a_batch_walk_as_by_themselves(kernels):
     outside[1:4, 2:6] = False
     both = torch.cat([planes, padded]).float()
     for coefficients in (None, COEFFICIENTS):
-        walked = kernels.walk(rows, both, pairs, coefficients, 2)
-        own = kernels.walk(x, small.float(), pairs, coefficients, 2)
+        walked = kernels.walk(rows, both, 3, coefficients, 2)
+        own = kernels.walk(x, small.float(), 3, coefficients, 2)
         assert torch.equal(walked[1:, 1:4, 2:6], own)
         assert torch.equal(walked[1][outside], rows[1][outside])
-        alone = kernels.walk(rows[:1], planes.float(), pairs, coefficients, 2)
+        alone = kernels.walk(rows[:1], planes.float(), 3, coefficients, 2)
         assert torch.equal(walked[:1], alone)
 
 
@@ -207,27 +208,27 @@ def test_full_size_on_cuda(batch, height, width, channels, storage):
     from wsss_affinity.layers.chebyshev import chebyshev_coefficients
     from wsss_affinity.layers.kernels.walk import walk
 
-    pairs, planes, scale = walk_matrix(batch, height, width, 5, "cuda")
+    planes, scale = walk_matrix(batch, height, width, 5, "cuda")
     scores = torch.rand(batch, height, width, channels, device="cuda")
     rows = scores.double() * scale
     coefficients = chebyshev_coefficients(256, 1e-5)
-    states = [rows, product(planes, pairs, rows)]
+    states = [rows, product(planes, 5, rows)]
     total = coefficients[0] * states[0] + coefficients[1] * states[1]
     for c in coefficients[2:]:
-        states = [states[1], 2 * product(planes, pairs, states[1]) - states[0]]
+        states = [states[1], 2 * product(planes, 5, states[1]) - states[0]]
         total += c * states[1]
     for kept in (None, coefficients):
-        walked = walk(rows.float(), planes.float(), pairs, kept, 256, storage=storage)
+        walked = walk(rows.float(), planes.float(), 5, kept, 256, storage=storage)
         error = ((walked - total) / scale).abs().max().item()
         assert error < (1e-4 if storage == torch.float32 else 1e-3)
-        again = walk(rows.float(), planes.float(), pairs, kept, 256, storage=storage)
+        again = walk(rows.float(), planes.float(), 5, kept, 256, storage=storage)
         assert torch.equal(walked, again)
 
 
-def product(planes, pairs, x):
+def product(planes, radius, x):
     _, _, height, width = planes.shape
     result = (1 + planes[:, -1, :, :, None]) * x
-    for k, (dy, dx) in enumerate(pairs):
+    for k, (dy, dx) in enumerate(Neighborhood(radius).pairs):
         here = slice(None), slice(height - dy), slice(max(0, -dx), min(width, width - dx))
         there = slice(None), slice(dy, None), slice(max(0, dx), min(width, width + dx))
         weight = planes[:, k][here].unsqueeze(-1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from wsss_affinity.layers import Neighborhood
-from wsss_affinity.layers.walk_matrix import WalkMatrix
+from wsss_affinity.layers.walk_matrix import normalized
 
 pytest.importorskip("triton")
 
@@ -28,23 +28,23 @@ def kernels():
 
 @SHAPES
 @pytest.mark.parametrize("beta", [8.0, 0.5])
-def test_normalize_equals_the_walk_matrix(kernels, batch, height, width, radius, beta):
+def test_normalize_equals_torch(kernels, batch, height, width, radius, beta):
     neighborhood = Neighborhood(radius)
     affinity = torch.rand(batch, len(neighborhood), height, width)
     affinity[torch.rand_like(affinity) < 0.2] = 0
-    planes, scale = kernels.normalize(affinity, neighborhood.pairs, beta)
+    planes, scale = kernels.normalize(affinity, radius, beta)
     weights = affinity.double() ** beta * neighborhood.valid(height, width)
-    matrix = WalkMatrix(weights, neighborhood)
+    exact, exact_scale = normalized(weights, neighborhood)
     assert planes.dtype == scale.dtype == torch.float32
-    torch.testing.assert_close(planes.double(), matrix.planes, rtol=1e-5, atol=1e-12)
-    torch.testing.assert_close(scale.double(), matrix.scale[..., 0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(planes.double(), exact, rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(scale.double(), exact_scale[..., 0], rtol=1e-6, atol=0)
 
 
 def test_normalize_takes_half_precision(kernels):
     neighborhood = Neighborhood(2)
     affinity = torch.rand(1, 4, 3, 5).half()
-    half = kernels.normalize(affinity, neighborhood.pairs, 8.0)
-    full = kernels.normalize(affinity.float(), neighborhood.pairs, 8.0)
+    half = kernels.normalize(affinity, neighborhood.radius, 8.0)
+    full = kernels.normalize(affinity.float(), neighborhood.radius, 8.0)
     assert torch.equal(half[0], full[0])
     assert torch.equal(half[1], full[1])
 
@@ -71,8 +71,8 @@ def test_normalize_on_cuda():
 
     neighborhood = Neighborhood(5)
     affinity = torch.rand(64, len(neighborhood), 47, 63, device="cuda")
-    planes, scale = normalize(affinity, neighborhood.pairs, 8.0)
+    planes, scale = normalize(affinity, neighborhood.radius, 8.0)
     weights = affinity.double() ** 8 * neighborhood.valid(47, 63).cuda()
-    matrix = WalkMatrix(weights, neighborhood)
-    torch.testing.assert_close(planes.double(), matrix.planes, rtol=1e-4, atol=1e-10)
-    torch.testing.assert_close(scale.double(), matrix.scale[..., 0], rtol=1e-5, atol=0)
+    exact, exact_scale = normalized(weights, neighborhood)
+    torch.testing.assert_close(planes.double(), exact, rtol=1e-4, atol=1e-10)
+    torch.testing.assert_close(scale.double(), exact_scale[..., 0], rtol=1e-5, atol=0)

@@ -48,7 +48,7 @@ def _sum_kernel(
             here = tl.load(features + (tile * DIMS + dim) * TILE + pixel)
             there = tl.load(features + (near_tile * DIMS + dim) * TILE + start + other)
             difference = here[:, None] - there[None, :]
-            distance += difference * difference
+            distance = tl.fma(difference, difference, distance)
         weight = tl.exp2(-distance)
         weight_high = weight.to(high.dtype.element_ty)
         weight_low = (weight - weight_high.to(tl.float32)).to(high.dtype.element_ty)
@@ -63,7 +63,7 @@ def _sum_kernel(
 
 
 def sum_near_tiles(features: Tensor, values: Tensor, starts: Tensor, near: Tensor) -> Tensor:
-    """See ``crf_attention.sum_near_tiles``; float32, and T a power of two."""
+    """See ``mean_field.sum_near_tiles``; float32, and T a power of two."""
     tiles, tile, channels = values.shape
     high = values.to(_HALF).contiguous()
     low = (values - high).to(_HALF).contiguous()

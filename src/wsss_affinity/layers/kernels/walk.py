@@ -14,7 +14,6 @@ Lines have one of few pitches, known to the compiler, so that addresses cost no 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -39,7 +38,7 @@ _PIXELS_A_LAUNCH = 2000
 def walk(
     rows: Tensor,
     planes: Tensor,
-    pairs: Sequence[tuple[int, int]],
+    radius: int,
     coefficients: tuple[float, ...] | None,
     num_steps: int,
     *,
@@ -47,17 +46,18 @@ def walk(
 ) -> Tensor:
     r"""Compute :math:`\sum_k c_k T_k(M) x`, or :math:`M^t x` where there are no coefficients.
 
-    :math:`M = I + L` is that of :class:`~wsss_affinity.layers.walk_matrix.WalkMatrix`: symmetric,
+    :math:`M = I + L` is that of :func:`~wsss_affinity.layers.walk_matrix.normalized`: symmetric,
     :math:`1/D` its diagonal, and :math:`M D^{1/2} 1 = D^{1/2} 1`. Sums and states are float32.
     Weights rounded to a half-precision ``storage`` belong to a slightly different walk; the
     diagonal is set anew for them, in float32, such that this one too loses nothing.
 
     Args:
         rows: ``x`` as ``(B, h, w, C)``, float32.
-        planes: ``(B, K + 1, h, w)``, float32: the weight of every pixel with the one ``pairs[k]``
-            further, 0 where that is outside, and last the diagonal of ``L``. Images smaller than
-            the batch's grid have zeros outside: nothing enters there, and what is there stays.
-        pairs: :attr:`Neighborhood.pairs <wsss_affinity.layers.Neighborhood.pairs>`.
+        planes: ``(B, K + 1, h, w)``, float32: the weight of every pixel with the one that the
+            neighbourhood's k-th offset leads to, 0 where that is outside, and last the diagonal of
+            ``L``. Images smaller than the batch's grid have zeros outside: nothing enters there,
+            and what is there stays.
+        radius: Radius of the neighbourhood.
         coefficients: :math:`c_0 … c_m`.
         num_steps: ``t``; not used with coefficients.
         storage: Type the weights are kept in: float32, float16 or bfloat16.
@@ -66,7 +66,6 @@ def walk(
         ``(B, h, w, C)``, float32.
     """
     batch, height, width, channels = rows.shape
-    radius = 1 + max(dx for _, dx in pairs)
     rim = radius - 1
     groups = triton.cdiv(channels, 4 * _CHUNKS)
     chunks = triton.cdiv(channels, 4 * groups)
@@ -229,8 +228,8 @@ def _walk_kernel(
     LINE: tl.constexpr = CHUNKS * CHUNK
     WEIGHTS: tl.constexpr = (2 * RADIUS * (RADIUS - 1) + 1) * PITCH
     image = tl.program_id(1).to(tl.int64)
-    part = (image * tl.num_programs(0) + tl.program_id(0)) * (lines * LINE)
-    other = tl.num_programs(1).to(tl.int64) * tl.num_programs(0) * (lines * LINE)
+    part = (image * tl.num_programs(0) + tl.program_id(0)) * lines * LINE
+    other = tl.num_programs(1).to(tl.int64) * tl.num_programs(0) * lines * LINE
     channel = tl.arange(0, 4)[None, :]
     for step in range(first, last):
         old = states + part + step % 2 * other
@@ -246,8 +245,10 @@ def _walk_kernel(
             y = column // width * ROWS
             x = column % width + REACH
             at = ((y + REACH) * LINE + x * 4)[:, None] + channel
-            weight_at = weights + image * (lines * WEIGHTS) + ((y + REACH) * WEIGHTS + x)
-            diagonal_at = diagonal + image * (lines * PITCH) + ((y + REACH) * PITCH + x)
+            # 64 bits: the weights of a large grid are more than 2^31
+            line = image * lines + y + REACH
+            weight_at = weights + line * WEIGHTS + x
+            diagonal_at = diagonal + line * PITCH + x
             sums = ()
             for _ in tl.static_range(ROWS * CHUNKS):
                 sums += (tl.full((THREADS, 4), 0, tl.float32),)
@@ -279,4 +280,5 @@ def _walk_kernel(
                             so_far = tl.fma(state + change, factor, so_far)
                             tl.store(total + part + place, so_far, mask=inside)
                     tl.store(new + place, state + change, mask=inside)
+        # the interpreter does without: only the tests on a GPU can notice its absence
         tl.debug_barrier()

@@ -6,8 +6,6 @@ positive for those ahead of it, in the order of the planes. Slots outside the di
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
@@ -16,14 +14,12 @@ from torch import Tensor
 _THREADS = 128
 
 
-def normalize(
-    affinity: Tensor, pairs: Sequence[tuple[int, int]], beta: float
-) -> tuple[Tensor, Tensor]:
+def normalize(affinity: Tensor, radius: int, beta: float) -> tuple[Tensor, Tensor]:
     """The planes that :func:`~wsss_affinity.layers.kernels.walk.walk` takes, from affinities.
 
     Args:
         affinity: ``(B, K, h, w)``, floating point; values at pairs that leave the grid are ignored.
-        pairs: :attr:`Neighborhood.pairs <wsss_affinity.layers.Neighborhood.pairs>`.
+        radius: Radius of the neighbourhood.
         beta: Power the affinities are raised to.
 
     Returns:
@@ -44,7 +40,7 @@ def normalize(
                 height,
                 width,
                 COUNT=count,
-                RADIUS=1 + max(dx for _, dx in pairs),
+                RADIUS=radius,
                 THREADS=_THREADS,
             )
     return planes, scale

@@ -1,16 +1,17 @@
-"""Mean field of a fully connected CRF without approximation: every pixel attends to every other."""
+"""Mean field of a fully connected CRF: every pixel hears from every other, on no lattice."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from wsss_affinity.layers.kernels import available
 
 # pixels of a tile, which is compared with another tile as a whole or left out
 TILE = 128
@@ -82,21 +83,21 @@ class BilateralFilter:
 
     Pixels are put in an order that keeps like ones together and cut into tiles; two tiles are
     compared, all pixels with all, unless the boxes around them are so far apart that what is left
-    out of a row of :math:`K`, whose diagonal is 1, sums to less than 1e-5. Of ordinary photographs
-    half the pairs remain. Time is quadratic in pixels; memory is linear but for a list of the
-    tiles compared, one integer for 16384 pairs of pixels.
+    out of a row of :math:`K`, whose diagonal is 1, sums to less than 1e-5. Time is quadratic in
+    pixels; memory is linear but for a list of the tiles compared, one integer for 16384 pairs of
+    pixels, and what making it takes.
 
     On a GPU with Triton, a kernel keeps :math:`K` in registers. It could be softmax attention,
     with queries :math:`f` and keys :math:`(f, -\frac12 |f|^2)`; but that needs no maximum here, as
-    exponents are never positive, and rounds its weights and sums to 11 bits, which costs up to
-    4e-3 of a probability after 10 iterations. Here features and sums are float32, weights and
-    values enter the matrix units as sums of two bfloat16 numbers each, and it costs 5e-5.
+    exponents are never positive, and rounds its weights and sums to 11 bits. Here features and
+    sums are float32, and weights and values enter the matrix units as sums of two bfloat16 numbers
+    each, which moves probabilities by less than 5e-4 in 10 iterations.
 
     Cost there: a pair takes 14 float32 instructions, 10 of them for the distance, one exponential
     and, for up to 32 channels, ``3 * 2 * 32`` bfloat16 operations. An image of 500 × 375 makes
-    3.9e11 pairs in 10 iterations and for :math:`D`, half of which are left out. That is 0.1 s of
-    instructions and 0.05 s of exponentials, at 128 and 16 a cycle on each of 132 multiprocessors
-    at 1.75 GHz, and 0.06 s of products at 600 TFLOP/s: float32 instructions are the bound.
+    3.9e11 pairs in 10 iterations and for :math:`D`. Were none left out, that would be 0.18 s of
+    instructions and 0.1 s of exponentials, at 128 and 16 a cycle on each of 132 multiprocessors at
+    1.75 GHz, and 0.12 s of products at 600 TFLOP/s: float32 instructions are the bound.
 
     Args:
         features: ``(B, N, F)``, float32 or float64.
@@ -124,7 +125,7 @@ class BilateralFilter:
         batch, pixels, channels = values.shape
         ordered = values.gather(1, _columns(self._order, channels))
         tiles = F.pad(ordered, (0, 0, 0, -pixels % TILE)).reshape(-1, TILE, channels)
-        if values.is_cuda and values.dtype == torch.float32 and find_spec("triton"):
+        if available(values) and values.dtype == torch.float32:
             from wsss_affinity.layers.kernels import dense_crf as kernels
 
             sums = kernels.sum_near_tiles(self._tiles, tiles, self._starts, self._near)
@@ -170,7 +171,8 @@ def _near_tiles(tiles: Tensor, batch: int, reach: float) -> tuple[Tensor, Tensor
     """List the tiles of the same image whose boxes come within a squared distance ``reach``."""
     low, high = tiles.amin(1), tiles.amax(1)
     each = len(tiles) // batch
-    # so many rows at a time that the gaps to all tiles take some 100 MB
+    # so many rows at a time that an image of 375×500, where this takes 123 MiB, is done at once,
+    # and that a larger one takes as much
     step = 2**22 // each + 1
     counts, near = [], []
     for start in range(0, len(tiles), each):

@@ -2,12 +2,14 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from wsss_affinity.layers import crf_attention
-from wsss_affinity.layers.crf_attention import TILE, BilateralFilter, mean_field, sum_near_tiles
+from wsss_affinity.layers import kernels
+from wsss_affinity.layers import mean_field as module
+from wsss_affinity.layers.mean_field import TILE, BilateralFilter, mean_field, sum_near_tiles
 
 OPTIONS = {
     "gaussian_sxy": 3.0,
@@ -174,7 +176,7 @@ def two_halves(features, values, starts, near):
 @pytest.mark.parametrize(("labels", "noise"), [(2, 0), (3, 10), (21, 25)])
 def test_sums_of_two_bfloat16_are_precise_enough(monkeypatch, labels, noise):
     image, scores = hard_case(labels, seed=labels, noise=noise)
-    monkeypatch.setattr(crf_attention, "sum_near_tiles", two_halves)
+    monkeypatch.setattr(module, "sum_near_tiles", two_halves)
     (result,) = mean_field(image[None], scores[None, None], [10], **OPTIONS)
     difference = (result[0, 0] - brute_force(image, scores, 10)).abs().max()
     # 5e-5 was seen
@@ -183,7 +185,7 @@ def test_sums_of_two_bfloat16_are_precise_enough(monkeypatch, labels, noise):
 
 KERNEL = """
 import torch
-from wsss_affinity.layers.crf_attention import BilateralFilter, sum_near_tiles
+from wsss_affinity.layers.mean_field import BilateralFilter, sum_near_tiles
 from wsss_affinity.layers.kernels import dense_crf as kernels
 
 # the interpreter multiplies bfloat16 as if they were integers
@@ -211,6 +213,21 @@ def test_kernel_in_the_interpreter_agrees_with_torch():
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == "all agree\n"
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_kernel_is_taken_for_float32_where_kernels_are_available(monkeypatch, there, dtype):
+    taken = []
+    kernel = SimpleNamespace(sum_near_tiles=lambda *a: taken.append(a) or sum_near_tiles(*a))
+    monkeypatch.setitem(sys.modules, "wsss_affinity.layers.kernels.dense_crf", kernel)
+    monkeypatch.setattr(kernels, "dense_crf", kernel, raising=False)
+    monkeypatch.setattr(module, "available", lambda tensor: there)
+    features, values = scattered().to(dtype), torch.randn(2, 300, 1, dtype=dtype)
+    result = BilateralFilter(features)(values)
+    torch.testing.assert_close(result, all_pairs(features, values), rtol=0, atol=1e-4)
+    # once for the normalisation
+    assert len(taken) == (2 if there and dtype == torch.float32 else 0)
 
 
 @pytest.mark.gpu
