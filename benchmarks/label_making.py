@@ -39,11 +39,13 @@ from wsss_affinity.layers import DenseCRF, add_background, normalize_cam, random
 from wsss_affinity.models import AffinityNet, CAMNet
 from wsss_affinity.pipeline.scores import (
     best_labels,
+    decode_scores,
+    encode_scores,
     finish_scores,
     read_scores,
     resize_scores,
-    save_scores,
 )
+from wsss_affinity.pipeline.storage import RecordWriter
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
 STORE_STRIDE = 4
@@ -104,6 +106,7 @@ class LabelMaker:
         torch.manual_seed(0)
         self.device, self.crf_device = args.device, args.crf_device
         self.pictures = pictures
+        self.scores = RecordWriter(pictures.folder, ".npz")
         self.cam_net = CAMNet(args.backbone, len(SHAPES_CLASSES), output_stride=args.output_stride)
         self.affinity_net = AffinityNet(args.backbone)
         for net in (self.cam_net, self.affinity_net):
@@ -137,12 +140,12 @@ class LabelMaker:
         cam = self.cam_net.multi_scale_cam(image, size=grid, scales=SCALES)[0].cpu()
         cam = normalize_cam(cam[classes])
         clock.lap("make_cam", "maps")
-        save_scores(self._path(f"{name}_cam.npz"), classes, cam, size)
+        self.scores.write(f"{name}_cam", encode_scores(classes, cam, size))
         clock.lap("make_cam", "write")
 
     def _affinity_labels(self, clock: Clock, name: str) -> None:
         image = np.asarray(load_image(self._path(f"{name}.jpg")))
-        classes, cam, size = read_scores(self._path(f"{name}_cam.npz"))
+        classes, cam, size = read_scores(self.scores.stored, f"{name}_cam")
         cam = resize_scores(cam, size)
         clock.lap("affinity_labels", "read")
         low = self._crf(CRF, image, add_background(cam, ALPHA_LOW))
@@ -155,7 +158,7 @@ class LabelMaker:
     def _random_walk(self, clock: Clock, name: str, method: Any) -> NDArray[np.uint8]:
         net, stride = self.affinity_net, self.affinity_net.stride
         image = self._tensor(net, name)
-        classes, cam, size = read_scores(self._path(f"{name}_cam.npz"))
+        classes, cam, size = read_scores(self.scores.stored, f"{name}_cam")
         cam = resize_scores(cam, size)
         backgrounds = [add_background(cam, alpha)[:1] for alpha in ALPHAS]
         scores = torch.cat([*backgrounds, cam])[None].to(self.device)
@@ -169,11 +172,11 @@ class LabelMaker:
         walked = random_walk(pooled, affinity, radius=net.radius, method=method)[0].cpu()
         clock.lap("random_walk", "walk")
         first, rest = walked[: len(ALPHAS)], walked[len(ALPHAS) :]
-        path = self._path(f"{name}_walk.npz")
-        save_scores(path, classes, torch.cat([first[:1], rest]), size, backgrounds=first[1:])
+        record = encode_scores(classes, torch.cat([first[:1], rest]), size, backgrounds=first[1:])
+        self.scores.write(f"{name}_walk", record)
         clock.lap("random_walk", "write")
         pixels = np.asarray(load_image(self._path(f"{name}.jpg")))
-        classes, scores, size = read_scores(path)
+        classes, scores, size = decode_scores(record, name)
         scores = finish_scores(scores, size, stride)
         clock.lap("random_walk", "read")
         mask = best_labels(self._crf(FINAL_CRF, pixels, scores), classes, background=True)

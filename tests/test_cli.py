@@ -1,10 +1,17 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 from PIL import Image
+
+from wsss_affinity import cli
+from wsss_affinity.config import load_config
+from wsss_affinity.pipeline.runner import RunResult, StageResult
 
 
 def wsss(*arguments, cwd):
@@ -34,6 +41,12 @@ def test_errors_of_the_data_set_are_one_sentence(tmp_path):
     assert result.returncode == 2
     assert result.stderr.startswith("error: folder nowhere does not exist; set data.root")
     assert len(result.stderr.splitlines()) == 1
+    (folder,) = (tmp_path / "outputs").iterdir()
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["exit_status"], status["resumable"]) == ("failed", 2, False)
+    assert result.stderr == f"error: {status['error']}\n"
+    (log,) = folder.glob("*.log")
+    assert "Traceback (most recent call last):" in log.read_text()
 
 
 def test_run_reports_and_predict_uses_it(tmp_path):
@@ -52,6 +65,8 @@ def test_run_reports_and_predict_uses_it(tmp_path):
     assert {s["name"] for s in metrics["scores"]} >= {"CAM", "pseudo-masks", "segmentation"}
     assert Image.open(tmp_path / "outputs" / "shapes" / "contact_sheet.png").width > 1000
     assert [p.name for p in tmp_path.iterdir()] == ["outputs"]
+    status = json.loads((tmp_path / "outputs" / "shapes" / "status.json").read_text())
+    assert (status["state"], status["stage"], status["exit_status"]) == ("done", "evaluate", 0)
 
     photos = tmp_path / "photos"
     (photos / "more").mkdir(parents=True)
@@ -83,3 +98,37 @@ def test_unknown_mode(tmp_path, mode):
     result = wsss(f"mode={mode}", cwd=tmp_path)
     assert result.returncode == 2
     assert "did you mean 'predict'?" in result.stderr
+
+
+def test_jobs_of_a_sweep_fail_by_themselves(tmp_path):
+    """The middle one has a bad setting; a dry run is enough to find that out."""
+    small = ["data.num_train=4", "data.num_val=2", "data.image_size=48", "data.num_workers=0"]
+    options = [*small, "walk.beta=4,-1,2", "pipeline.dry_run=true"]
+    result = wsss("-m", *options, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stdout + result.stderr
+    assert result.stdout.count("[ERROR] - job 1 failed: walk: beta must be positive, got -1") == 1
+    (sweep,) = (tmp_path / "outputs" / "sweeps" / "shapes").iterdir()
+    states = [json.loads((sweep / f"{i}" / "status.json").read_text()) for i in range(3)]
+    assert [status["state"] for status in states] == ["done", "failed", "done"]
+    assert states[1]["error"] == "walk: beta must be positive, got -1"
+    (log,) = (sweep / "1").glob("*.log")
+    assert "ValueError: beta must be positive, got -1" in log.read_text()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_the_first_reports(tmp_path, monkeypatch, capsys, rank):
+    stage = StageResult("train_cam", tmp_path, True, {"metrics": {}, "wall_time_s": 1.0})
+    result = RunResult({"train_cam": stage})
+    monkeypatch.setattr("wsss_affinity.pipeline.runner.run_pipeline", lambda *_, **__: result)
+    monkeypatch.setattr("wsss_affinity.pipeline.predict.predict", lambda *_: "here")
+    monkeypatch.setattr("wsss_affinity.world.rank", lambda: rank)
+    hydra = {"runtime": {"output_dir": str(tmp_path)}, "mode": RunMode.RUN}
+    monkeypatch.setattr(cli.HydraConfig, "get", lambda: OmegaConf.create(hydra))
+    cli._run(load_config([]), SimpleNamespace(stage=None))
+    assert (tmp_path / "metrics.json").exists() == (rank == 0)
+    options = [f"output_dir={tmp_path}/out", "predict.images=x", "predict.network=y/z"]
+    cli._predict(load_config(options), SimpleNamespace(stage=lambda _: None))
+    printed = capsys.readouterr().out
+    assert ("metrics " in printed, "masks  here\n" in printed) == (rank == 0, rank == 0)
+    assert rank == 0 or not printed

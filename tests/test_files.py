@@ -1,4 +1,5 @@
 import errno
+import io
 import os
 import zipfile
 from pathlib import Path
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from wsss_affinity.errors import WSSSError
-from wsss_affinity.files import load_arrays, make_directory, save_arrays, write_bytes
+from wsss_affinity.files import decode_arrays, encode_arrays, make_directory, write_bytes
 
 
 def names(folder):
@@ -90,8 +91,7 @@ def test_arrays_come_back(tmp_path):
         "scores": np.arange(6, dtype=np.float16).reshape(1, 2, 3),
         "none": np.zeros((0, 4), dtype=np.int16),
     }
-    save_arrays(tmp_path / "a.npz", arrays)
-    back = load_arrays(tmp_path / "a.npz")
+    back = decode_arrays(encode_arrays(arrays), "a.npz")
     assert list(back) == ["scores", "none"]
     for name, array in arrays.items():
         assert back[name].dtype == array.dtype
@@ -102,42 +102,41 @@ def test_arrays_come_back(tmp_path):
 def test_pickled_arrays_are_refused(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, x=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(WSSSError, match=r"a\.npz cannot be read .*allow_pickle"):
-        load_arrays(path)
+    with pytest.raises(WSSSError, match=r"a\.npz is damaged .*allow_pickle"):
+        decode_arrays(path.read_bytes(), path)
 
 
-def damage_cut(path):
-    path.write_bytes(path.read_bytes()[:-40])
+def cut(data):
+    return data[:-40]
 
 
-def damage_flip(path):
-    with zipfile.ZipFile(path) as archive:
+def flip(data):
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
         start = archive.getinfo("x.npy").header_offset
-    data = bytearray(path.read_bytes())
-    data[start + 300] ^= 0xFF
-    path.write_bytes(bytes(data))
+    flipped = bytearray(data)
+    flipped[start + 300] ^= 0xFF
+    return bytes(flipped)
 
 
-def damage_empty(path):
-    path.write_bytes(b"")
+def empty(data):
+    return b""
 
 
-def damage_text(path):
-    path.write_text("this is no archive")
+def text(data):
+    return b"this is no archive"
 
 
-def damage_missing(path):
-    path.unlink()
-
-
-@pytest.mark.parametrize(
-    "damage", [damage_cut, damage_flip, damage_empty, damage_text, damage_missing]
-)
-def test_damaged_archive_is_an_error(tmp_path, damage):
-    path = tmp_path / "a.npz"
-    save_arrays(path, {"x": np.arange(500)})
-    damage(path)
+@pytest.mark.parametrize("damage", [cut, flip, empty, text])
+def test_damaged_archive_is_an_error(damage):
+    data = damage(encode_arrays({"x": np.arange(500)}))
     with pytest.raises(WSSSError) as caught:
-        load_arrays(path)
-    assert str(caught.value).startswith(str(path))
+        decode_arrays(data, "a.npz")
+    assert str(caught.value).startswith("a.npz is damaged (")
     assert str(caught.value).endswith("remove the artefact's folder and run again")
+
+
+def test_compressed_arrays_come_back():
+    arrays = {"x": np.zeros(5000)}
+    data = encode_arrays(arrays, compress=True)
+    assert len(data) < len(encode_arrays(arrays)) / 10
+    np.testing.assert_array_equal(decode_arrays(data, "")["x"], arrays["x"])

@@ -28,6 +28,7 @@ def score(name, miou, **changes):
         "crf": False,
         "crf_iterations": 0,
         "coverage": None,
+        "missing": 0,
     }
     return base | changes
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -21,6 +21,8 @@ OmegaConf.register_new_resolver("wsss.times", lambda a, b: a * b, replace=True)
 
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
+#: extra of pyproject.toml that a launcher comes with
+_EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 
 
 def config_dir() -> Path:
@@ -50,10 +52,17 @@ def load_config(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
+    with _hydra():
+        return compose(CONFIG_NAME, overrides=list(overrides))
+
+
+@contextmanager
+def _hydra() -> Iterator[GlobalHydra]:
     if GlobalHydra.instance().is_initialized():
-        return compose(CONFIG_NAME, overrides=list(overrides))
+        yield GlobalHydra.instance()
+        return
     with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
-        return compose(CONFIG_NAME, overrides=list(overrides))
+        yield GlobalHydra.instance()
 
 
 def check_overrides(arguments: Iterable[str]) -> None:
@@ -70,7 +79,7 @@ def check_overrides(arguments: Iterable[str]) -> None:
         return
     texts = [a for a in arguments if "=" in a and not a.startswith("-")]
     overrides = [(text, _parse(text)) for text in texts]
-    groups = [(t, o) for t, o in overrides if _group_folder(o).is_dir()]
+    groups = [(t, o) for t, o in overrides if _options(o)]
     for text, override in groups:
         _check_choices(text, override)
     # a sweep has several choices; the keys of the first stand for all
@@ -101,8 +110,11 @@ def _parse(text: str) -> Override:
         ) from error
 
 
-def _group_folder(override: Override) -> Path:
-    return config_dir() / override.key_or_group.split("@")[0].lstrip("/")
+def _options(override: Override) -> list[str]:
+    """What may be chosen, those of Hydra and its plugins among them; empty for keys."""
+    with _hydra() as hydra:
+        group = override.key_or_group.split("@")[0].lstrip("/")
+        return list(hydra.config_loader().get_group_options(group))
 
 
 def _choices(override: Override) -> list[str]:
@@ -114,15 +126,14 @@ def _choices(override: Override) -> list[str]:
 
 
 def _check_choices(text: str, override: Override) -> None:
-    folder = _group_folder(override)
-    known = [path.stem for path in folder.glob("*.yaml")]
-    store = ConfigStore.instance()
-    group = override.key_or_group.split("@")[0].lstrip("/")
-    if group in store.repo:
-        known += [name.removesuffix(".yaml") for name in store.list(group)]
+    known = _options(override)
     for choice in _choices(override):
         if choice not in known:
-            raise WSSSError(f"{text}: {did_you_mean(choice, known)}")
+            extra = _EXTRAS.get(choice) if override.key_or_group == "hydra/launcher" else None
+            hint = did_you_mean(choice, known)
+            if extra is not None:
+                hint = f"it comes with pip install 'wsss-affinity[{extra}]'"
+            raise WSSSError(f"{text}: {hint}")
 
 
 def _keys(cfg: DictConfig) -> set[str]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+#: exit status of the command line after bad input
+BAD_INPUT = 2
+
 
 class WSSSError(Exception):
     """Bad input, told in one sentence: what is wrong, what was expected, what to do.
@@ -12,6 +15,10 @@ class WSSSError(Exception):
     The command line prints the message alone; anything else that escapes is a bug and keeps its
     traceback.
     """
+
+
+class WriteError(WSSSError):
+    """The disk is full or read-only: the work goes on when that is mended, and not before."""
 
 
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsss_affinity.errors import WSSSError
+from wsss_affinity.errors import WriteError, WSSSError
 
 _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
-def write_error(path: Path, error: OSError) -> WSSSError:
+def write_error(path: Path, error: OSError) -> WriteError:
     """Say why ``path`` could not be written, and what to do."""
     if error.errno in _NO_SPACE:
         reason, advice = "the disk is full", "free some space"
@@ -26,7 +26,7 @@ def write_error(path: Path, error: OSError) -> WSSSError:
         reason, advice = "it is read-only", "choose a writable output_dir"
     else:
         reason, advice = error.strerror or type(error).__name__, "mend that"
-    return WSSSError(
+    return WriteError(
         f"cannot write {path}: {reason}; {advice} and run the same command again, "
         "finished work is kept"
     )
@@ -45,8 +45,14 @@ def make_directory(path: Path) -> Path:
     return path
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, sync: bool = False) -> None:
     """Write a file under a temporary name beside it, then rename it into place.
+
+    Args:
+        path: The file.
+        data: What it holds.
+        sync: Whether it must be on the disk before it has its name, so that a power failure
+            leaves no empty file; not worth the wait for each of many small ones.
 
     Raises:
         WSSSError: If the disk is full, read-only or otherwise unwilling; no partial file is left.
@@ -56,6 +62,9 @@ def write_bytes(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_bytes(data)
+            if sync:
+                with temporary.open("r+b") as file:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -64,28 +73,28 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise write_error(path, error) from error
 
 
-def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], *, compress: bool = False) -> None:
-    """Write named arrays as one ``.npz`` file."""
+def encode_arrays(arrays: Mapping[str, NDArray[Any]], *, compress: bool = False) -> bytes:
+    """Named arrays as an ``.npz`` file."""
     buffer = io.BytesIO()
     save = np.savez_compressed if compress else np.savez
     save(buffer, **arrays)  # type: ignore[arg-type]
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
-def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Read a file of :func:`save_arrays`; pickled objects are refused.
+def decode_arrays(data: bytes, name: object) -> dict[str, NDArray[Any]]:
+    """Read what :func:`encode_arrays` made; pickled objects are refused.
+
+    Args:
+        data: The file.
+        name: Of it, for messages.
 
     Raises:
-        WSSSError: If the file is missing or damaged.
+        WSSSError: If it is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             return dict(archive)
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise WSSSError(
-            f"{path} cannot be read ({error}); remove the artefact's folder and run again"
-        ) from error
     except Exception as error:  # zipfile raises its own kinds
         raise WSSSError(
-            f"{path} is damaged ({error}); remove the artefact's folder and run again"
+            f"{name} is damaged ({error}); remove the artefact's folder and run again"
         ) from error

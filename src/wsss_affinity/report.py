@@ -31,9 +31,10 @@ def print_report(result: RunResult, *, per_class: bool = False) -> None:
                 console.print(_class_table(scores, title))
     elif "evaluate" in result.stages:
         console.print("There are no masks to score with (data.masks, data.mask_folder).")
-    if result.skipped:
-        console.print(f"{len(result.skipped)} images were left out:")
-        for problem in result.skipped[:5]:
+    left_out = (*result.skipped, *result.failed)
+    if left_out:
+        console.print(f"{len(left_out)} images were left out:")
+        for problem in left_out[:5]:
             console.print(f"  {problem.id}: {problem.message}", highlight=False)
 
 
@@ -89,6 +90,8 @@ def _remarks(score: Mapping[str, Any]) -> list[str]:
         remarks.append("trained on masks")
     if score["coverage"] is not None:
         remarks.append(f"{score['coverage']:.0%} of the pixels labelled")
+    if score["missing"]:
+        remarks.append(f"without {score['missing']} images that failed")
     if score["location_prior"]:
         remarks.append("location prior")
     if not score["labels_given"]:

@@ -6,7 +6,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from wsss_affinity.callbacks import EpochCheckpoint, FitProgress, LossHistory, progress_bar
+from wsss_affinity.callbacks import FitCheckpoint, FitProgress, LossHistory, progress_bar
 from wsss_affinity.errors import WSSSError
 from wsss_affinity.models import AffinityNet, CAMNet, SegmentationNet
 from wsss_affinity.tasks import AffinityTask, CAMTask, Optimization, SegmentationTask
@@ -71,7 +71,7 @@ def test_bar_of_a_set_smaller_than_a_batch(tmp_path):
 
 def test_resumed_bar_begins_where_the_run_was(tmp_path):
     path = tmp_path / "resume.ckpt"
-    fit(tmp_path, [EpochCheckpoint(path)], epochs=1)
+    fit(tmp_path, [FitCheckpoint(path)], epochs=1)
     progress = Keep("train_cam")
     fit(tmp_path, [progress], epochs=3, ckpt_path=path)
     assert (progress.start, progress.bar.n, progress.bar.total) == (4, 12, 12)
@@ -99,7 +99,7 @@ def test_history_is_the_mean_over_the_epoch(tmp_path):
 def test_history_is_kept_in_the_checkpoint(tmp_path):
     path = tmp_path / "resume.ckpt"
     first = LossHistory()
-    fit(tmp_path, [first, EpochCheckpoint(path)], epochs=1)
+    fit(tmp_path, [first, FitCheckpoint(path)], epochs=1)
     again = LossHistory()
     fit(tmp_path, [again], epochs=2, ckpt_path=path)
     assert len(first.epochs) == 1
@@ -109,7 +109,7 @@ def test_history_is_kept_in_the_checkpoint(tmp_path):
 
 def test_checkpoint_is_one_file_of_the_last_epoch(tmp_path):
     path = tmp_path / "resume.ckpt"
-    trainer = fit(tmp_path, [EpochCheckpoint(path)])
+    trainer = fit(tmp_path, [FitCheckpoint(path)])
     assert [p.name for p in tmp_path.iterdir()] == ["resume.ckpt"]
     state = torch.load(path, weights_only=True)
     assert (state["epoch"], state["global_step"]) == (1, 4)
@@ -130,7 +130,7 @@ def test_failed_checkpoint_keeps_the_old_one(tmp_path, code, said):
 
     trainer = SimpleNamespace(save_checkpoint=half_written, is_global_zero=True)
     with pytest.raises(WSSSError, match=rf"cannot write .*resume\.ckpt: {said}"):
-        EpochCheckpoint(path).on_train_epoch_end(trainer, None)
+        FitCheckpoint(path).on_train_epoch_end(trainer, None)
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["resume.ckpt"]
 

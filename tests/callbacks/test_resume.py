@@ -1,13 +1,18 @@
 """A fit that was stopped and goes on gives what it would have given: bit for bit."""
 
+import os
+import signal
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from PIL import Image
 
-from wsss_affinity.callbacks import EpochCheckpoint, LossHistory
+from wsss_affinity.callbacks import FitCheckpoint, LossHistory
 from wsss_affinity.data import Sample, TrainTransform, WSSSDataModule
+from wsss_affinity.interrupt import Interrupted, stop_on_signals
 from wsss_affinity.models import CAMNet
 from wsss_affinity.tasks import CAMTask, Optimization
 
@@ -27,18 +32,23 @@ def samples(tmp_path_factory):
 
 
 class Watch(pl.Callback):
-    """Notes which images each epoch saw, and stops the run as a kill would."""
+    """Notes which images each epoch saw, and stops the run at a step: by a kill, or a signal."""
 
-    def __init__(self, stop_after=None):
-        self.stop_after = stop_after
+    def __init__(self, kill_at=None, signal_at=None):
+        self.kill_at = kill_at
+        self.signal_at = signal_at
+        self.step = 0
         self.seen = {}
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.step = trainer.global_step + 1
         epoch = self.seen.setdefault(trainer.current_epoch, [])
         epoch += batch["index"].tolist()
+        if self.step == self.signal_at:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def on_train_batch_end(self, trainer, *_):
-        if trainer.current_epoch == self.stop_after:
+        if self.step == self.kill_at:
             raise KilledError
 
 
@@ -46,78 +56,129 @@ class KilledError(Exception):
     pass
 
 
-def train(samples, path, *, num_workers, options, stop_after=None):
+def train(samples, path, *, num_workers=0, batch_size=2, every=600.0, accumulate=1, **stop):
     pl.seed_everything(1, verbose=False)
     net = CAMNet("tiny", 2, dropout=0.5)
     transform = TrainTransform(24, net.backbone.mean, net.backbone.std, long_side=(16, 32))
-    data = WSSSDataModule(samples, 2, transform, batch_size=3, num_workers=num_workers, seed=1)
-    history, watch = LossHistory(), Watch(stop_after)
+    data = WSSSDataModule(
+        samples, 2, transform, batch_size=batch_size, num_workers=num_workers, seed=1
+    )
+    history, watch = LossHistory(), Watch(**stop)
     trainer = pl.Trainer(
         max_epochs=EPOCHS,
+        accumulate_grad_batches=accumulate,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=path.parent,
-        callbacks=[history, EpochCheckpoint(path), watch],
+        callbacks=[watch, history, FitCheckpoint(path, every)],
     )
-    task = CAMTask(net, options, seed=1)
+    task = CAMTask(net, Optimization("adamw", lr=1e-3), seed=1)
     # whatever ran before must not matter
     torch.manual_seed(torch.seed())
     resume = path if path.is_file() else None
-    try:
-        trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
-    except KilledError:
-        assert stop_after is not None
-    return net.state_dict(), history.epochs, watch.seen
+    stopped = None
+    with stop_on_signals():
+        try:
+            trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+        except (KilledError, Interrupted) as error:
+            stopped = type(error)
+    return SimpleNamespace(
+        weights=net.state_dict(), history=history.epochs, seen=watch.seen, stopped=stopped
+    )
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(samples, tmp_path_factory):
-    path = tmp_path_factory.mktemp("run") / "resume.ckpt"
-    return train(samples, path, num_workers=0, options=Optimization("adamw", lr=1e-3))
+    return train(samples, tmp_path_factory.mktemp("run") / "resume.ckpt")
 
 
 def assert_same(found, expected):
-    weights, history, _ = found
-    assert history == expected[1]
-    assert list(weights) == list(expected[0])
-    for name, value in weights.items():
-        assert torch.equal(value, expected[0][name]), name
+    assert found.stopped is None
+    assert found.history == expected.history
+    assert list(found.weights) == list(expected.weights)
+    for name, value in found.weights.items():
+        assert torch.equal(value, expected.weights[name]), name
 
 
+# 7 images, batches of 2, the last one dropped: 3 steps an epoch
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("stop_after", [1, 2])
-def test_resumed_run_equals_uninterrupted(
-    samples, uninterrupted, tmp_path, num_workers, stop_after
+@pytest.mark.parametrize("step", [4, 8])
+def test_killed_run_resumes_after_its_last_epoch(
+    samples, uninterrupted, tmp_path, num_workers, step
 ):
     path = tmp_path / "resume.ckpt"
-    options = Optimization("adamw", lr=1e-3)
-    train(samples, path, num_workers=num_workers, options=options, stop_after=stop_after)
+    killed = train(samples, path, num_workers=num_workers, kill_at=step)
+    assert killed.stopped is KilledError
     assert sorted(p.name for p in tmp_path.iterdir()) == ["resume.ckpt"]
-    found = train(samples, path, num_workers=num_workers, options=options)
-    expected = uninterrupted[2]
-    assert found[2] == {epoch: expected[epoch] for epoch in range(stop_after, EPOCHS)}
+    found = train(samples, path, num_workers=num_workers)
+    expected = uninterrupted.seen
+    assert found.seen == {epoch: expected[epoch] for epoch in range((step - 1) // 3, EPOCHS)}
     assert_same(found, uninterrupted)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("step", [1, 3, 5, 9])
+def test_stopped_run_resumes_after_its_last_step(
+    samples, uninterrupted, tmp_path, num_workers, step
+):
+    path = tmp_path / "resume.ckpt"
+    stopped = train(samples, path, num_workers=num_workers, signal_at=step)
+    assert stopped.stopped is Interrupted
+    found = train(samples, path, num_workers=num_workers)
+    seen = {
+        epoch: stopped.seen.get(epoch, []) + found.seen.get(epoch, []) for epoch in range(EPOCHS)
+    }
+    assert sum(map(len, stopped.seen.values())) == 2 * step
+    assert seen == uninterrupted.seen
+    assert_same(found, uninterrupted)
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(samples, tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *args, _n=name, _r=real: (calls.append(_n), _r(*args))[1]
+        )
+    assert train(samples, tmp_path / "resume.ckpt", kill_at=4).stopped is KilledError
+    assert calls == ["fsync", "replace"]
+
+
+def test_long_epochs_are_saved_within(samples, uninterrupted, tmp_path):
+    path = tmp_path / "resume.ckpt"
+    for step in (2, 5, 6):
+        assert train(samples, path, every=0.0, kill_at=step).stopped is KilledError
+    # the kill comes before the checkpoint of its step: a step is lost, not more
+    assert torch.load(path, weights_only=True)["global_step"] == 5
+    assert_same(train(samples, path), uninterrupted)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_gradients_that_wait_for_their_step_are_not_lost(samples, tmp_path, step):
+    """With an update every two batches of three, a stop after the first waits for the second."""
+    calm = train(samples, tmp_path / "calm.ckpt", accumulate=2)
+    path = tmp_path / "resume.ckpt"
+    stopped = train(samples, path, accumulate=2, signal_at=step)
+    assert stopped.stopped is Interrupted
+    assert_same(train(samples, path, accumulate=2), calm)
+
+
 def test_workers_change_nothing(samples, uninterrupted, tmp_path):
-    options = Optimization("adamw", lr=1e-3)
-    found = train(samples, tmp_path / "resume.ckpt", num_workers=2, options=options)
-    assert found[2] == uninterrupted[2]
+    found = train(samples, tmp_path / "resume.ckpt", num_workers=2)
+    assert found.seen == uninterrupted.seen
     assert_same(found, uninterrupted)
 
 
 def test_epochs_visit_the_images_in_another_order(uninterrupted):
-    orders = uninterrupted[2]
+    orders = uninterrupted.seen
     assert sorted(orders) == [0, 1, 2]
-    # 7 images, batches of 3: the last one is dropped
     assert all(len(order) == 6 == len(set(order)) for order in orders.values())
     assert orders[0] != orders[1] != orders[2]
 
 
 def test_every_epoch_has_its_losses(uninterrupted):
-    history = uninterrupted[1]
-    assert [list(epoch) for epoch in history] == [["loss"]] * EPOCHS
-    assert all(0 < epoch["loss"] < 5 for epoch in history)
+    assert [list(epoch) for epoch in uninterrupted.history] == [["loss"]] * EPOCHS
+    assert all(0 < epoch["loss"] < 5 for epoch in uninterrupted.history)

@@ -30,7 +30,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize(
-    "group", ["backbone", "data", "task", "stage", "trainer", "pipeline", "preset"]
+    "group", ["backbone", "data", "task", "stage", "trainer", "pipeline", "preset", "sweep"]
 )
 def test_every_file_composes(group):
     paths = list((config_dir() / group).glob("*.yaml"))

@@ -48,7 +48,7 @@ def test_workers_change_nothing(samples):
     ]
     for epoch in (0, 3):
         for loader in loaders:
-            loader.sampler.set_epoch(epoch)
+            loader.batch_sampler.sampler.set_epoch(epoch)
         alone, shared = (list(loader) for loader in loaders)
         assert len(alone) == len(shared) == 2
         for first, second in zip(alone, shared, strict=True):
@@ -86,6 +86,78 @@ def test_resolve_workers(monkeypatch):
     assert resolve_workers(None) == 3
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
     assert resolve_workers(None) == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert resolve_workers(None) == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
+    assert resolve_workers(None) == 1
+
+
+@pytest.fixture
+def of_two(monkeypatch):
+    """Make this one of two processes."""
+
+    def choose(rank):
+        monkeypatch.setattr("wsss_affinity.world.rank", lambda: rank)
+        monkeypatch.setattr("wsss_affinity.world.size", lambda: 2)
+
+    return choose
+
+
+def test_two_processes_share_the_batches_of_one(samples, of_two):
+    def indices(epoch):
+        loader = module(samples, batch_size=2).train_dataloader()
+        loader.batch_sampler.sampler.set_epoch(epoch)
+        return [batch["index"].tolist() for batch in loader]
+
+    alone = [indices(epoch) for epoch in range(2)]
+    of_two(0)
+    first = [indices(epoch) for epoch in range(2)]
+    of_two(1)
+    second = [indices(epoch) for epoch in range(2)]
+    for epoch in range(2):
+        parts = zip(first[epoch], second[epoch], strict=True)
+        assert [a + b for a, b in parts] == alone[epoch]
+        assert [len(batch) for batch in alone[epoch]] == [2, 2, 2]
+
+
+def test_batches_that_cannot_be_shared(samples, of_two):
+    of_two(0)
+    with pytest.raises(WSSSError, match=r"a batch_size of 3 cannot be shared by 2 processes"):
+        module(samples, batch_size=3).train_dataloader()
+    with pytest.raises(WSSSError, match=r"7 images are less than a batch of 8"):
+        module(samples, batch_size=8).train_dataloader()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loader_goes_on_within_an_epoch(samples, num_workers):
+    def batches(loader, epoch):
+        loader.batch_sampler.sampler.set_epoch(epoch)
+        return [batch["index"].tolist() for batch in loader]
+
+    made = []
+
+    def note(sample):
+        made.append(int(sample.id))
+        return read_mask(sample)
+
+    options = {"batch_size": 2, "num_workers": num_workers, "read_target": note}
+    first, again = (module(samples, **options).train_dataloader() for _ in range(2))
+    whole = {epoch: batches(first, epoch) for epoch in (1, 2)}
+    first.batch_sampler.sampler.set_epoch(1)
+    for _ in zip(range(2), first, strict=False):
+        pass
+    state = first.state_dict()
+    assert state == {"epoch": 1, "batches": 2}
+    made.clear()
+    again.load_state_dict(state)
+    assert len(again) == 3
+    assert batches(again, 1) == whole[1][2:]
+    if num_workers == 0:
+        assert made == whole[1][2]  # the others were not even loaded
+    assert again.state_dict() == {"epoch": 1, "batches": 3}
+    assert batches(again, 1) == whole[1]  # only once
+    again.load_state_dict(state)
+    assert batches(again, 2) == whole[2]  # and only in that epoch
 
 
 class Listen(pl.LightningModule):

@@ -171,3 +171,21 @@ def test_home_is_expanded(root, monkeypatch):
     )
     assert found == folder_source(root, val_root=root)
     assert [s.id for s in folder_source(home, ignore=f"{home}/sub").train] == ["a", "b"]
+
+
+def test_folders_and_links_set_apart(root, tmp_path):
+    photo(root / "out" / "deep" / "x.jpg")
+    photo(tmp_path / "far" / "y.jpg")
+    (root / "near.jpg").symlink_to(root / "b.jpg")
+    (root / "link.jpg").symlink_to(tmp_path / "far" / "y.jpg")
+    (root / "sub" / "linked").symlink_to(tmp_path / "far")
+    everything = ["a.png", "b.jpg", "link.jpg", "near.jpg", "out/deep/x.jpg", "sub/a.JPG"]
+    assert list_images(root) == everything  # linked folders are not followed
+    apart = [(root / "out").resolve(), (tmp_path / "far").resolve()]
+    assert list_images(root, apart) == ["a.png", "b.jpg", "near.jpg", "sub/a.JPG"]
+    assert list_images(root, [root.resolve()]) == []
+
+
+def test_a_folder_called_like_an_image_is_none(root):
+    photo(root / "c.jpg" / "d.jpg")
+    assert list_images(root) == ["a.png", "b.jpg", "c.jpg/d.jpg", "sub/a.JPG"]

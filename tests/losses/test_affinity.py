@@ -269,3 +269,29 @@ def test_cuda_equals_cpu():
     ours = affinity_loss(affinity.cuda(), labels.cuda())
     for name, value in affinity_loss(affinity, labels).items():
         assert ours[name].item() == pytest.approx(value.item(), rel=1e-5)
+
+
+def test_processes_that_share_a_batch():
+    """The mean of their losses and gradients is that of the whole batch."""
+    shape = (3, len(Neighborhood(4)), 9, 8)
+    affinity = torch.rand(shape, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, 3, (3, 9, 8))
+    labels[1:, 2:] = 255  # sets of other sizes in the second part
+    whole = affinity_loss(affinity, labels, radius=4)
+    (expected,) = torch.autograd.grad(whole["loss"], affinity)
+
+    parts = (slice(0, 1), slice(1, 3))
+    counted = []
+    for part in parts:
+        affinity_loss(
+            affinity[part], labels[part], radius=4, sum_counts=lambda c: counted.append(c) or c
+        )
+    terms = [
+        affinity_loss(affinity[p], labels[p], radius=4, sum_counts=lambda _: sum(counted))
+        for p in parts
+    ]
+    assert not torch.equal(counted[0], counted[1])
+    for name, value in whole.items():
+        torch.testing.assert_close((terms[0][name] + terms[1][name]) / 2, value)
+    (found,) = torch.autograd.grad((terms[0]["loss"] + terms[1]["loss"]) / 2, affinity)
+    torch.testing.assert_close(found, expected)

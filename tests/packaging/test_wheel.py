@@ -42,7 +42,10 @@ def test_sdist_and_wheel_hold_the_configuration(tmp_path):
     program = (
         "import wsss_affinity, pathlib; from wsss_affinity.config import config_dir, load_config;"
         f"assert config_dir() == pathlib.Path({str(packed)!r}).resolve(), config_dir();"
-        "print(load_config(['experiment=folder']).name)"
+        "print(load_config(['experiment=folder', 'sweep=search']).name);"
+        "from hydra.core.plugins import Plugins; from hydra.plugins.sweeper import Sweeper;"
+        "found = [c.__module__ for c in Plugins.instance().discover(Sweeper)];"
+        "assert 'hydra_plugins.wsss_affinity_optuna' in found, found"
     )
     result = subprocess.run(
         [sys.executable, "-c", program],

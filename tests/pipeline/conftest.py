@@ -1,3 +1,7 @@
+import json
+import tarfile
+from urllib.parse import unquote
+
 import pytest
 
 from wsss_affinity.config import load_config
@@ -38,3 +42,46 @@ def tiny_config(tmp_path):
         return load_config([*TINY, f"output_dir={tmp_path}/out", *overrides])
 
     return compose
+
+
+@pytest.fixture(scope="session")
+def artefacts():
+    """Content of every file of every artefact of a run by name, without what holds times."""
+
+    def read(folder):
+        content = {}
+        root = folder / "artifacts"
+        for path in sorted(root.rglob("*")):
+            if path.is_file():
+                name = path.relative_to(root).as_posix()
+                content[name] = path.read_bytes()
+                if path.name == "manifest.json":
+                    manifest = json.loads(content[name])
+                    del manifest["wall_time_s"], manifest["resumed"], manifest["attempts"]
+                    content[name] = json.dumps(manifest)
+                if path.name == "checksums.tsv":
+                    content[name] = [line.split("\t")[:3] for line in path.read_text().splitlines()]
+        return content
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def stored():
+    """Every map and mask below a folder by its name as a file, also of those in shards."""
+
+    def read(folder):
+        content = {}
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder)
+            if path.suffix in (".npz", ".png"):
+                content[name.as_posix()] = path.read_bytes()
+            if path.suffix == ".tar":
+                with tarfile.open(path) as tar:
+                    for member in tar:
+                        file = name.parents[1] / unquote(member.name)
+                        assert file.as_posix() not in content
+                        content[file.as_posix()] = tar.extractfile(member).read()
+        return content
+
+    return read

@@ -1,7 +1,8 @@
 """Runs the command line and kills it in the middle: `die_after.py LOG STAGE COUNT overrides…`.
 
-Every file that is renamed into place is noted in LOG. After COUNT of them in STAGE's unfinished
-artefact, by one process, all processes of the run get SIGKILL. STAGE `none` never kills.
+Every file that is renamed into place is noted in LOG, hidden ones aside, which hold times. After
+COUNT of them in STAGE's unfinished artefact, by one process, all processes of the run get SIGKILL.
+STAGE `any` counts those of all stages, `none` never kills.
 """
 
 import os
@@ -19,12 +20,12 @@ def dying_replace(log, stage, count):
         nonlocal seen
         replace(source, target, **kwargs)
         parts = str(target).split(os.sep)
-        if "artifacts" not in parts:
+        if "artifacts" not in parts or parts[-1].startswith("."):
             return
         where = parts[parts.index("artifacts") + 1 :]
         with open(log, "a") as file:
             file.write("/".join([where[0], *where[2:]]) + "\n")
-        if where[0] == stage and where[1].endswith(".partial"):
+        if stage in (where[0], "any") and where[1].endswith(".partial"):
             seen += 1
             if seen == count:
                 os.kill(main_pid, signal.SIGKILL)

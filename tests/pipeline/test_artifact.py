@@ -3,6 +3,7 @@ import multiprocessing
 import time
 
 import pytest
+import torch.distributed as dist
 
 from wsss_affinity.data.source import Sample
 from wsss_affinity.errors import WSSSError
@@ -41,7 +42,10 @@ def test_samples_fingerprint_follows_labels_and_sizes_not_paths(tmp_path):
     assert samples_fingerprint([sample("two")]) == base
     assert samples_fingerprint([sample("one", labels=(1,))]) != base
     assert samples_fingerprint([sample("one", content=b"123456")]) != base
-    assert samples_fingerprint([sample("one")], masks=True) != base
+    without, with_masks = base
+    assert without != with_masks
+    bare = Sample("x", tmp_path / "two" / "x.jpg", (0,))
+    assert samples_fingerprint([bare]) == (without, without)
 
 
 def build(work):
@@ -51,15 +55,17 @@ def build(work):
 
 def test_made_once_then_reused(tmp_path):
     store = ArtifactStore(tmp_path)
-    path, made = store.make("stage", "key", build, {"config": {"a": 1}})
+    path, made, told = store.make("stage", "key", build, {"config": {"a": 1}})
     assert made
     assert path == tmp_path / "stage" / "key"
     manifest = store.manifest("stage", "key")
+    assert told == manifest
     assert manifest["metrics"] == {"value": 3}
     assert manifest["config"] == {"a": 1}
     assert manifest["versions"]["torch"]
     assert not manifest["resumed"]
-    assert store.make("stage", "key", build, {}) == (path, False)
+    assert manifest["attempts"] == 1
+    assert store.make("stage", "key", build, {}) == (path, False, manifest)
 
 
 def test_failure_leaves_partial_work_and_no_artefact(tmp_path):
@@ -99,7 +105,7 @@ def test_force_keeps_the_old_one_until_the_new_one_is_whole(tmp_path):
 
     store.make("stage", "key", other, {}, force=True)
     assert (tmp_path / "stage" / "key" / "result.txt").read_text() == "new"
-    assert sorted(p.name for p in (tmp_path / "stage").iterdir()) == ["key", "key.lock"]
+    assert sorted(p.name for p in (tmp_path / "stage").iterdir()) == ["key"]
 
 
 def slow_build(work):
@@ -111,7 +117,7 @@ def slow_build(work):
 
 def make_in_process(root, queue):
     said = []
-    _, made = ArtifactStore(root).make("stage", "key", slow_build, {}, say=said.append)
+    _, made, _ = ArtifactStore(root).make("stage", "key", slow_build, {}, say=said.append)
     queue.put((made, said))
 
 
@@ -127,16 +133,60 @@ def test_two_processes_make_it_once(tmp_path):
     assert [made for made, _ in results] == [False, True]
     assert (tmp_path / "stage" / "key" / "runs.txt").read_text() == "run\n"
     assert "another process is making" in results[0][1][0]
+    assert sorted(p.name for p in (tmp_path / "stage").iterdir()) == ["key"]
+
+
+def share(root, rank, queue):
+    """One of two processes that share a run."""
+    dist.init_process_group("gloo", init_method=f"file://{root}/meet", rank=rank, world_size=2)
+
+    def build(work):
+        (work / f"{rank}.txt").write_text("")
+        return {"rank": rank}
+
+    store = ArtifactStore(root / "artifacts")
+    try:
+        path, made, _ = store.make("stage", "key", build, {})
+        again = store.make("stage", "key", build, {})
+        queue.put((rank, sorted(p.name for p in path.glob("*.txt")), made, again[1]))
+    except WSSSError as error:
+        queue.put((rank, str(error)))
+    dist.destroy_process_group()
+
+
+def shared(root):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [context.Process(target=share, args=(root, r, queue)) for r in range(2)]
+    for process in processes:
+        process.start()
+    results = sorted(queue.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join()
+    return results
+
+
+def test_processes_of_one_run_build_together_and_the_first_commits(tmp_path):
+    results = shared(tmp_path)
+    assert results == [(rank, ["0.txt", "1.txt"], True, False) for rank in (0, 1)]
+    assert ArtifactStore(tmp_path / "artifacts").manifest("stage", "key")["metrics"] == {"rank": 0}
+
+
+def test_an_error_of_the_first_process_reaches_all(tmp_path):
+    (tmp_path / "artifacts").touch()  # a file where the folder should be
+    results = shared(tmp_path)
+    assert [rank for rank, _ in results] == [0, 1]
+    assert all("cannot write" in message for _, message in results)
 
 
 def test_damaged_manifest_is_named(tmp_path):
     store = ArtifactStore(tmp_path)
-    path, _ = store.make("stage", "key", build, {})
+    path, *_ = store.make("stage", "key", build, {})
     (path / "manifest.json").write_text("{")
     with pytest.raises(WSSSError, match=r"manifest.json cannot be read"):
         store.manifest("stage", "key")
 
 
 def test_manifest_is_valid_json(tmp_path):
-    path, _ = ArtifactStore(tmp_path).make("stage", "key", build, {})
+    path, *_ = ArtifactStore(tmp_path).make("stage", "key", build, {})
     assert json.loads((path / "manifest.json").read_text())["fingerprint"] == "key"

@@ -11,14 +11,16 @@ from wsss_affinity.config import load_config
 from wsss_affinity.data.images import load_mask, save_mask
 from wsss_affinity.data.source import Sample, Source, plain_mask_values
 from wsss_affinity.errors import WSSSError
+from wsss_affinity.files import write_bytes
 from wsss_affinity.layers import DenseCRF
 from wsss_affinity.models import SegmentationNet
 from wsss_affinity.pipeline.context import Context
 from wsss_affinity.pipeline.evaluate import evaluate
 from wsss_affinity.pipeline.fit import WEIGHTS, save_weights
-from wsss_affinity.pipeline.maps import FinishMask
-from wsss_affinity.pipeline.scores import save_scores
+from wsss_affinity.pipeline.scores import encode_scores
+from wsss_affinity.pipeline.storage import Records
 from wsss_affinity.pipeline.train import NETWORK
+from wsss_affinity.pipeline.walk import FinishMask
 
 OPTIONS = ("data.num_workers=0", "trainer.accelerator=cpu", "train_affinity.output_stride=8")
 
@@ -127,13 +129,14 @@ def test_all_at_hand_is_scored_and_drawn(source, tmp_path, background):
     source = replace(source, background=background, labels_from_masks=True, test=())
     cams, labels, walk = (tmp_path / name for name in ("cams", "labels", "walk"))
     classes, cam = torch.tensor([0, 1]), torch.rand(2, 3, 4)
-    save_scores(cams / "a.npz", classes, cam, (24, 32))
+    write_bytes(cams / "a.npz", encode_scores(classes, cam, (24, 32)))
     first = torch.rand(int(background), 3, 4)
     others = torch.rand(2, 3, 4) if background else None
-    walked = walk / "scores" / "a.npz"
-    save_scores(walked, classes, torch.cat([first, cam]), (24, 32), backgrounds=others)
+    data = encode_scores(classes, torch.cat([first, cam]), (24, 32), backgrounds=others)
+    write_bytes(walk / "scores" / "a.npz", data)
     crf = DenseCRF(num_iterations=1)
-    FinishMask(walk / "scores", walk / "masks", None, 8, background, crf)(source.score[0])
+    finish = FinishMask(Records(walk / "scores", ".npz"), None, 8, background, crf)
+    write_bytes(walk / "masks" / "a.png", finish(source.score[0], data)["masks"])
     half = load_mask(source.score[0].mask)
     half[:12] = 255
     save_mask(labels / "labels" / "a.png", half)

@@ -7,6 +7,7 @@ from wsss_affinity.config import load_config
 from wsss_affinity.data.source import Sample, Source
 from wsss_affinity.errors import WSSSError
 from wsss_affinity.pipeline.plan import fingerprints, stage_graph
+from wsss_affinity.pipeline.source import ListKeys
 
 
 @pytest.fixture
@@ -16,9 +17,13 @@ def source(tmp_path):
     return Source(("cat",), (sample,), score=(sample,))
 
 
+def named(cfg, source, *graphs):
+    return fingerprints(cfg, source, ListKeys.of(source), *graphs)
+
+
 def keys(source, *overrides):
     cfg = load_config(overrides)
-    return fingerprints(cfg, source, stage_graph(cfg))
+    return named(cfg, source, stage_graph(cfg))
 
 
 def changed(one, two):
@@ -45,7 +50,7 @@ def test_a_setting_renames_its_stage_and_all_after_it(source, override, first):
 
 @pytest.mark.parametrize(
     "override",
-    ["data.num_workers=3", "trainer.devices=2", "output_dir=elsewhere", "pipeline.per_class=true"],
+    ["data.num_workers=3", "trainer.devices=2", "output_dir=elsewhere", "artifacts.format=shards"],
 )
 def test_machine_settings_rename_nothing(source, override):
     assert keys(source, override) == keys(source)
@@ -54,6 +59,27 @@ def test_machine_settings_rename_nothing(source, override):
 @pytest.mark.parametrize("override", ["seed=1", "trainer.precision=bf16-mixed", "data.max_side=9"])
 def test_what_training_depends_on_renames_everything(source, override):
     assert changed(keys(source), keys(source, override)) == set(keys(source))
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("walk.beta=4", "walk.beta=4.0"),
+        ("cam.scales=[1,2]", "cam.scales=[1.0,2.0]"),
+        ("train_cam.optimization.lr=1", "train_cam.optimization.lr=1.0"),
+    ],
+)
+def test_a_number_may_be_spelt_in_two_ways(source, one, two):
+    assert keys(source, one) == keys(source, two) != keys(source)
+
+
+def test_what_differs_to_the_trainer_stays_different(source):
+    one, all = (keys(source, f"+trainer.limit_train_batches={n}") for n in ("1", "1.0"))
+    assert changed(one, all) == set(one)
+
+
+def test_a_flag_is_no_number(source):
+    assert keys(source, "cam.flip=false") != keys(source, "cam.flip=0")
 
 
 def test_weights_count_by_content(source, tmp_path):
@@ -80,7 +106,7 @@ def test_ground_truth_training_reads_no_pseudo_masks(source):
     cfg = load_config(
         ["train_segmentation.target=ground_truth", "pipeline.stages=[train_segmentation,evaluate]"]
     )
-    assert list(fingerprints(cfg, source, stage_graph(cfg))) == ["train_segmentation", "evaluate"]
+    assert list(named(cfg, source, stage_graph(cfg))) == ["train_segmentation", "evaluate"]
 
 
 def test_ground_truth_training_depends_on_the_masks(source, tmp_path):
@@ -98,17 +124,17 @@ def test_misspelt_target(source):
 def test_only_the_evaluation_depends_on_what_is_there(source):
     cfg = load_config()
     graph = stage_graph(cfg)
-    whole = fingerprints(cfg, source, graph)
-    assert fingerprints(cfg, source, graph, graph) == whole
+    whole = named(cfg, source, graph)
+    assert named(cfg, source, graph, graph) == whole
     # the classifier was deleted, its maps were not
     rest = [name for name in graph if name != "train_cam"]
-    assert fingerprints(cfg, source, graph, rest) == whole
+    assert named(cfg, source, graph, rest) == whole
     given = load_config(["evaluate.val_cam=true"])  # which needs the classifier
-    assert changed(whole, fingerprints(given, source, graph)) == {"evaluate"}
-    both = fingerprints(given, source, graph), fingerprints(given, source, graph, rest)
+    assert changed(whole, named(given, source, graph)) == {"evaluate"}
+    both = named(given, source, graph), named(given, source, graph, rest)
     assert changed(*both) == {"evaluate"}
     other = load_config(["evaluate.val_cam=true", "cam.scales=[1.0]"])
     alone = ["train_cam", "evaluate"]
-    assert fingerprints(given, source, alone) != fingerprints(other, source, alone)
+    assert named(given, source, alone) != named(other, source, alone)
     rest.remove("train_affinity")
-    assert changed(whole, fingerprints(cfg, source, graph, rest)) == {"evaluate"}
+    assert changed(whole, named(cfg, source, graph, rest)) == {"evaluate"}

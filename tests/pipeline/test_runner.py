@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from wsss_affinity import world
+from wsss_affinity.config import load_config
 from wsss_affinity.data.images import load_mask
 from wsss_affinity.errors import WSSSError
-from wsss_affinity.pipeline import run_pipeline
+from wsss_affinity.interrupt import Interrupted
+from wsss_affinity.pipeline import run_pipeline, storage
+from wsss_affinity.pipeline.artifact import ArtifactStore
 from wsss_affinity.pipeline.runner import artifact_path, write_metrics
 from wsss_affinity.pipeline.stages import STAGES
 
@@ -17,8 +21,6 @@ from wsss_affinity.pipeline.stages import STAGES
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny):
     """One whole run, shared by the tests that only look at it or reuse it."""
-    from wsss_affinity.config import load_config
-
     folder = tmp_path_factory.mktemp("finished")
 
     def compose(*overrides):
@@ -88,6 +90,42 @@ def test_second_run_reuses_everything(finished):
     assert {n: s.path for n, s in again.stages.items()} == {
         n: s.path for n, s in first.stages.items()
     }
+
+
+def test_shards_give_what_files_give_and_are_read_by_a_run_in_files(
+    finished, tiny, stored, tmp_path, monkeypatch
+):
+    _, in_files = finished
+    monkeypatch.setattr(storage, "SHARD_RECORDS", 4)
+    options = [*tiny, f"output_dir={tmp_path}"]
+    result = run_pipeline(load_config([*options, "artifacts.format=shards"]))
+    assert all(stage.made for stage in result.stages.values())
+    assert (result.scores, result.sweeps) == (in_files.scores, in_files.sweeps)
+    for name, stage in result.stages.items():
+        assert stage.path.name == in_files.stages[name].path.name
+        assert stored(stage.path) == stored(in_files.stages[name].path)
+    masks = result.stages["random_walk"].path / "masks"
+    assert [p.name for p in masks.iterdir()] == ["shards"]
+    assert len(list(masks.rglob("*.tar"))) == 2
+
+    readers = "[train_affinity,train_segmentation,evaluate]"
+    again = run_pipeline(load_config([*options, f"pipeline.force={readers}"]))
+    assert sum(stage.made for stage in again.stages.values()) == 3
+    assert again.scores == result.scores
+    assert len(list((again.stages["evaluate"].path / "predictions").iterdir())) == 2
+
+
+def test_files_are_read_by_a_run_in_shards(finished):
+    compose, _ = finished
+    stages = "[train_cam,make_cam,affinity_labels,train_affinity,random_walk,evaluate]"
+    options = f"pipeline.stages={stages}", "affinity_labels.format=soft", "evaluate.val_cam=true"
+    result = run_pipeline(compose(*options, "artifacts.format=shards"))
+    made = [name for name, stage in result.stages.items() if stage.made]
+    assert made == ["affinity_labels", "train_affinity", "random_walk", "evaluate"]
+    folders = {p.parent.parent.name for n in made for p in result.stages[n].path.rglob("*.tar")}
+    assert folders == {"labels", "soft", "scores", "masks", "val_cams"}
+    assert not list(result.stages["random_walk"].path.rglob("*.png"))
+    assert {"CAM, val", "pseudo-masks"} <= {score["name"] for score in result.scores}
 
 
 def test_machine_settings_do_not_name_artefacts(finished):
@@ -192,7 +230,7 @@ def test_full_disk_then_resume(finished, monkeypatch):
     real, written = os.replace, []
 
     def fill_up(source, target):
-        if len(written) == 3:
+        if len(written) == 4:
             raise OSError(28, "No space left on device")
         written.append(str(target))
         real(source, target)
@@ -204,11 +242,34 @@ def test_full_disk_then_resume(finished, monkeypatch):
     monkeypatch.undo()
     folder = artifact_path(cfg, "random_walk")
     partial = folder.with_name(f"{folder.name}.partial")
-    assert len(list((partial / "scores").glob("*.npz"))) == 3
-    assert not list(partial.rglob("*.tmp"))
+    kept = {str(path) for path in partial.rglob("*") if path.is_file()}
+    assert kept == {path for path in written if path.startswith(str(partial))}
+    assert list((partial / "scores").glob("*.npz"))
     result = run_pipeline(cfg)
     assert result.stages["random_walk"].manifest["resumed"]
     shutil.rmtree(folder)
+
+
+def test_of_several_processes_one_asks_the_disk(finished, monkeypatch):
+    compose, first = finished
+    told = []
+    monkeypatch.setattr(world, "broadcast", lambda value: (told.append(value), value)[1])
+    run_pipeline(compose())
+    answers = iter(told)
+    monkeypatch.setattr(world, "rank", lambda: 1)
+    monkeypatch.setattr(world, "broadcast", lambda _: next(answers))
+    for name in ("has", "manifest"):
+        monkeypatch.setattr(ArtifactStore, name, pytest.fail)
+    second = run_pipeline(compose())
+    assert list(second.stages) == list(STAGES)
+    assert second.scores == first.scores
+    assert list(answers) == []
+
+
+def test_all_processes_stop_before_a_stage_if_one_is_told_to(tiny_config, monkeypatch):
+    monkeypatch.setattr(world, "either", lambda *flags: (True,) * len(flags))
+    with pytest.raises(Interrupted):
+        run_pipeline(tiny_config(), tell=pytest.fail)
 
 
 def test_metrics_file(finished, tmp_path):

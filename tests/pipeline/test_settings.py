@@ -11,6 +11,7 @@ from wsss_affinity.pipeline.stages import STAGES
     ("override", "message"),
     [
         ("seed=null", "seed must be a whole number of at least 0, got None"),
+        ("artifacts.format=shard", "artifacts.format must be 'files' or 'shards', got 'shard'"),
         ("data.num_workers=-1", "data.num_workers must be a whole number"),
         ("train_cam.batch_size=0", "train_cam.batch_size must be a whole number of at least 1"),
         ("train_affinity.max_epochs=1.5", "train_affinity.max_epochs must be a whole number"),

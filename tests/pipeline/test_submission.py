@@ -9,6 +9,7 @@ from PIL import Image
 from wsss_affinity.data.images import save_mask, voc_palette
 from wsss_affinity.data.source import Sample, Source
 from wsss_affinity.errors import WSSSError
+from wsss_affinity.pipeline.storage import Records
 from wsss_affinity.pipeline.submission import file_values, write_submission
 
 
@@ -27,7 +28,7 @@ def masks(source, tmp_path):
         mask = np.full((3 + index, 4), index, dtype=np.uint8)
         mask[0] = [0, 1, 2, 2]
         save_mask(tmp_path / "masks" / f"{sample.id}.png", mask)
-    return tmp_path / "masks"
+    return Records(tmp_path / "masks", ".png")
 
 
 def test_archive_as_the_server_wants_it(source, masks, tmp_path):
@@ -76,7 +77,7 @@ def test_without_background_its_label_needs_no_value(source):
 
 
 def test_missing_mask_is_told(source, masks, tmp_path):
-    (masks / "2008_1.png").unlink()
-    with pytest.raises(WSSSError, match=r"2008_1\.png does not exist"):
+    masks.file("2008_1").unlink()
+    with pytest.raises(WSSSError, match=r"2008_1\.png cannot be read \(No such file"):
         write_submission(tmp_path / "x.tar.gz", source, source.test, masks, "comp6_test_cls")
     assert not (tmp_path / "x.tar.gz").exists()

@@ -8,12 +8,14 @@ from PIL import Image
 from wsss_affinity.config import load_config
 from wsss_affinity.data.images import load_mask, save_mask
 from wsss_affinity.data.source import Sample, Source, plain_mask_values
+from wsss_affinity.files import write_bytes
 from wsss_affinity.layers import DenseCRF, add_background
 from wsss_affinity.metrics import Tally, class_iou
 from wsss_affinity.pipeline.context import Context
-from wsss_affinity.pipeline.maps import FinishMask
-from wsss_affinity.pipeline.scores import read_scores, resize_scores, save_scores
+from wsss_affinity.pipeline.scores import decode_scores, encode_scores, resize_scores
+from wsss_affinity.pipeline.storage import Records
 from wsss_affinity.pipeline.sweep import CountCam, CountWalk, score_cam, score_walk
+from wsss_affinity.pipeline.walk import FinishMask
 
 CLASSES = ("cat", "dog", "cow")
 PRESENT = ((0, 2), (1,), ())
@@ -39,6 +41,14 @@ def data(tmp_path):
         mask_values=plain_mask_values(3),
         split_names={"train": "train_aug", "score": "train"},
     )
+
+
+def save_scores(path, *content, **options):
+    write_bytes(path, encode_scores(*content, **options))
+
+
+def read_scores(path):
+    return decode_scores(path.read_bytes(), path)
 
 
 def context(source, inputs, *options):
@@ -122,7 +132,7 @@ def test_alpha_counts_are_exact_for_each_image(data, tmp_path):
     even[0, :, 10:] = 0.75
     even[1, :, 20:] = 0.875
     save_scores(tmp_path / "0.npz", torch.tensor([0, 2]), even, size)
-    work = CountCam(data, tmp_path, (0.5,), (1.0, 2.0))
+    work = CountCam(data, Records(tmp_path, ".npz"), (0.5,), (1.0, 2.0))
     by_threshold, by_alpha = work(data.score[0])
     target = load_mask(data.score[0].mask)
     expected = np.zeros(size, dtype=np.uint8)
@@ -152,11 +162,15 @@ def write_walk(folder, source, alphas, seed=0, stride=8):
     return folder
 
 
+def records(walk):
+    return Records(walk / "masks", ".png"), Records(walk / "scores", ".npz")
+
+
 def stage_masks(folder, source, scores, crf):
     """What the stage makes of stored scores."""
-    work = FinishMask(scores, folder, None, 8, source.background, crf)
+    work = FinishMask(Records(scores, ".npz"), None, 8, source.background, crf)
     for sample in source.score:
-        work(sample)
+        write_bytes(folder / f"{sample.id}.png", work(sample, None)["masks"])
     return {sample.id: load_mask(folder / f"{sample.id}.png") for sample in source.score}
 
 
@@ -179,7 +193,7 @@ def test_each_setting_is_what_the_stage_would_have_made(data, tmp_path):
             folder = tmp_path / f"masks_{place}_{n}"
             expected[place, n] = stage_masks(folder, data, scores, crf)
     settings = ((None, 1), *(key for key in expected if key != (None, 1)))
-    work = CountWalk(data, walk, None, 8, DenseCRF(**options), settings)
+    work = CountWalk(data, *records(walk), None, 8, DenseCRF(**options), settings)
     different = set()
     for sample in data.score:
         found = work.other_masks(sample)
@@ -233,8 +247,8 @@ def crafted(tmp_path):
     def walked(alpha):
         maps = add_background(cam, alpha)
         save_scores(scores / "x.npz", one, maps, (16, 16), backgrounds=backgrounds)
-        work = FinishMask(scores, tmp_path / "walk" / "masks", None, 1, True, None)
-        work(sample)
+        mask = FinishMask(Records(scores, ".npz"), None, 1, True, None)(sample, None)["masks"]
+        write_bytes(tmp_path / "walk" / "masks" / "x.png", mask)
         inputs = {"make_cam": tmp_path / "cams", "random_walk": tmp_path / "walk"}
         fixed = "train_affinity.output_stride=1", "walk.crf.num_iterations=0"
         return context(source, inputs, *fixed, f"walk.alpha={alpha}")
@@ -300,9 +314,11 @@ def test_long_images_are_refined_at_the_size_they_were_walked_at(tmp_path):
     path = tmp_path / "scores" / "x.npz"
     maps = torch.rand(3, 3, 5)
     save_scores(path, torch.tensor([0]), maps[:2], (24, 36), backgrounds=maps[2:])
-    FinishMask(path.parent, tmp_path / "masks", 36, 8, True, DenseCRF(num_iterations=2))(sample)
+    crf = DenseCRF(num_iterations=2)
+    mask = FinishMask(records(tmp_path)[1], 36, 8, True, crf)(sample, None)["masks"]
+    write_bytes(tmp_path / "masks" / "x.png", mask)
     made = load_mask(tmp_path / "masks" / "x.png")
-    work = CountWalk(source, tmp_path, 36, 8, DenseCRF(), ((None, 0), (None, 2)))
+    work = CountWalk(source, *records(tmp_path), 36, 8, DenseCRF(), ((None, 0), (None, 2)))
     (counts,) = work(sample)
     tally = Tally(2, 2)
     tally.add(counts)

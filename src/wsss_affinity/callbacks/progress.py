@@ -8,10 +8,16 @@ from typing import Any
 import pytorch_lightning as pl
 from tqdm import tqdm
 
+from wsss_affinity import world
+
 
 def progress_bar(name: str, total: int, initial: int = 0) -> tqdm[Any]:
-    """A bar over images with images/s and time left; a line now and then where no one watches."""
+    """A bar over images with images/s and time left; a line now and then where no one watches.
+
+    Of several processes rank 0 alone shows one.
+    """
     return tqdm(
+        disable=world.rank() > 0,
         desc=f"{name:<18}",
         total=total,
         initial=initial,
@@ -37,10 +43,13 @@ class FitProgress(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar where the run begins or resumes."""
         loader: Any = trainer.train_dataloader
+        batches = int(trainer.num_training_batches)
         # a data set smaller than a batch is all of it
-        epoch = int(trainer.num_training_batches) * min(loader.batch_size, len(loader.dataset))
+        batch = min(loader.batch_sampler.batch_size, len(loader.dataset))
+        # the batches of a whole epoch are counted until the next one begins
+        done = trainer.current_epoch * batches + (trainer.fit_loop.batch_idx + 1) % batches
         self.bar = progress_bar(
-            self.name, epoch * (trainer.max_epochs or 0), epoch * trainer.current_epoch
+            self.name, batch * batches * (trainer.max_epochs or 0), batch * done
         )
 
     def on_train_batch_end(
@@ -55,9 +64,9 @@ class FitProgress(pl.Callback):
         if self.bar is not None:
             # reading the loss waits for the device, so not every step
             if batch_idx % 10 == 0:
-                self.loss = float(outputs["loss"])
+                self.loss = float(outputs["terms"]["loss"])
                 self.bar.set_postfix(loss=f"{self.loss:.3f}", refresh=False)
-            self.bar.update(len(batch["image"]))
+            self.bar.update(len(batch["image"]) * world.size())
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException

@@ -10,7 +10,9 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from wsss_affinity import world
 from wsss_affinity.data.dataset import (
+    EpochBatches,
     EpochSampler,
     FinishTarget,
     ReadTarget,
@@ -19,6 +21,7 @@ from wsss_affinity.data.dataset import (
 )
 from wsss_affinity.data.source import Sample
 from wsss_affinity.errors import WSSSError
+from wsss_affinity.interrupt import spare_worker
 
 
 class WSSSDataModule(pl.LightningDataModule):
@@ -31,8 +34,8 @@ class WSSSDataModule(pl.LightningDataModule):
         samples: What to train on.
         num_classes: Object classes, background not counted.
         transform: Training augmentation.
-        batch_size: Images a step; the last, smaller batch of an epoch is dropped, unless it is
-            the only one.
+        batch_size: Images a step, of all processes together; the last, smaller batch of an epoch
+            is dropped, unless it is the only one.
         read_target: Gives the label map of a sample, or scores, for the tasks that need one.
         finish_target: Applied to it after the transform, where scores are to become labels.
         max_side: Longer images are reduced to it.
@@ -75,34 +78,74 @@ class WSSSDataModule(pl.LightningDataModule):
         self.seed = seed
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Batches in the order of seed and epoch."""
-        return _LateLoader(
+        """Batches in the order of seed and epoch; of several processes each gets its part.
+
+        A Trainer of your own needs ``use_distributed_sampler=False``.
+
+        Raises:
+            WSSSError: If the processes cannot share the batches evenly.
+        """
+        size = world.size()
+        if self.batch_size % size:
+            raise WSSSError(
+                f"a batch_size of {self.batch_size} cannot be shared by {size} processes; "
+                f"make it a multiple of {size}"
+            )
+        if size > 1 and len(self.dataset) < self.batch_size:
+            raise WSSSError(
+                f"{len(self.dataset)} images are less than a batch of {self.batch_size}, which "
+                f"{size} processes cannot share; lower batch_size or use one device"
+            )
+        return _ResumableLoader(
             self.dataset,
-            batch_size=self.batch_size,
-            sampler=EpochSampler(len(self.dataset), self.seed),
+            batch_sampler=EpochBatches(
+                EpochSampler(len(self.dataset), self.seed),
+                self.batch_size,
+                rank=world.rank(),
+                size=size,
+            ),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            drop_last=len(self.dataset) >= self.batch_size,
             pin_memory=False,
+            worker_init_fn=spare_worker,
             # otherwise it draws from the global generator, which dropout needs for itself
             generator=torch.Generator().manual_seed(self.seed),
         )
 
 
-class _LateLoader(DataLoader[dict[str, Any]]):
-    """Asks the sampler for an order when the first batch is wanted.
+class _ResumableLoader(DataLoader[dict[str, Any]]):
+    """Goes on within an epoch; Lightning keeps its state in checkpoints."""
 
-    In a resumed run Lightning makes the iterator before it tells the sampler the epoch, and worker
-    processes would fetch batches of epoch 0 at once.
-    """
+    batch_sampler: EpochBatches
+    _position = (0, 0)  # epoch, and batches of it that were given out
+    _resume = (0, 0)  # where to go on
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        yield from super().__iter__()
+        # A generator, so that all this happens when the first batch is wanted: Lightning makes the
+        # iterator before it tells the sampler the epoch, and workers would fetch epoch 0 at once.
+        epoch = self.batch_sampler.sampler.epoch
+        start = self._resume[1] if self._resume[0] == epoch else 0
+        self._resume = (epoch, 0)
+        self.batch_sampler.start = start
+        for given, batch in enumerate(super().__iter__(), start + 1):
+            self._position = (epoch, given)
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        epoch, batches = self._position
+        return {"epoch": epoch, "batches": batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._resume = (state["epoch"], state["batches"])
 
 
 def resolve_workers(num_workers: int | None) -> int:
-    """Number of worker processes: as given, or one a core and at most 8."""
+    """Number of worker processes: as given, or one a core and at most 8.
+
+    Processes of one run that share a machine share its cores.
+    """
     if num_workers is not None:
         return num_workers
     affinity = getattr(os, "sched_getaffinity", None)
-    return min(8, len(affinity(0)) if affinity else os.cpu_count() or 1)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -119,3 +120,40 @@ class EpochSampler(Sampler[tuple[int, int]]):
         generator = torch.Generator().manual_seed(item_seed(self.seed, self.epoch))
         for index in torch.randperm(self.length, generator=generator).tolist():
             yield self.epoch, index
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Cuts an epoch into batches and gives one process its part of each.
+
+    The parts of all processes together are the batches of a single one, in the same order. The
+    last, smaller batch is dropped, unless it is the only one.
+
+    Args:
+        sampler: Gives the order.
+        batch_size: Of all processes together.
+        rank: Of this process.
+        size: Number of processes; divides ``batch_size``.
+
+    Attributes:
+        start: Batches that the next iteration passes over without loading them.
+    """
+
+    def __init__(
+        self, sampler: EpochSampler, batch_size: int, *, rank: int = 0, size: int = 1
+    ) -> None:
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.rank = rank
+        self.size = size
+        self.start = 0
+
+    def __len__(self) -> int:
+        return max(1, len(self.sampler) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        part = self.batch_size // self.size
+        keys = iter(self.sampler)
+        for number in range(len(self)):
+            batch = list(islice(keys, self.batch_size))
+            if number >= self.start:
+                yield batch[self.rank * part : (self.rank + 1) * part]

@@ -70,26 +70,43 @@ def load_mask(path: Path) -> NDArray[np.uint8]:
     Raises:
         WSSSError: If the file is missing, damaged, a colour image, or holds a value above 255.
     """
+    return _read_mask(path, path)
+
+
+def decode_mask(data: bytes, name: object) -> NDArray[np.uint8]:
+    """Read a label map from the content of its file, as :func:`load_mask` does.
+
+    Args:
+        data: The file.
+        name: Of it, for messages.
+
+    Raises:
+        WSSSError: If it is damaged.
+    """
+    return _read_mask(io.BytesIO(data), name)
+
+
+def _read_mask(file: Path | io.BytesIO, name: object) -> NDArray[np.uint8]:
     try:
-        with Image.open(path) as opened:
+        with Image.open(file) as opened:
             if opened.mode not in ("P", "L", "1") and not opened.mode.startswith("I"):
                 raise WSSSError(
-                    f"mask {path} has mode {opened.mode}; expected a palette or greyscale PNG "
+                    f"mask {name} has mode {opened.mode}; expected a palette or greyscale PNG "
                     "whose values are class indices"
                 )
             values = np.asarray(opened)
     except WSSSError:
         raise
     except FileNotFoundError:
-        raise WSSSError(f"mask {path} does not exist; restore it or take it off the list") from (
+        raise WSSSError(f"mask {name} does not exist; restore it or take it off the list") from (
             None
         )
     except Exception as error:
-        raise WSSSError(f"mask {path} cannot be read ({error}); replace it") from error
+        raise WSSSError(f"mask {name} cannot be read ({error}); replace it") from error
     outside = values[(values < 0) | (values > UNSURE)]
     if outside.size:
         raise WSSSError(
-            f"mask {path} holds the value {outside[0]}; expected class indices from 0 to 255, "
+            f"mask {name} holds the value {outside[0]}; expected class indices from 0 to 255, "
             "save it with those"
         )
     return values.astype(np.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from pathlib import Path
@@ -67,7 +68,8 @@ def _from_csv(text: str, path: Path) -> Iterable[tuple[str, str, list[str]]]:
             )
         cell = row["labels"] or ""
         parts = cell.split(";") if ";" in cell else cell.split()
-        names = [part.strip() for part in parts if part.strip()]
+        # one string for a name, however many images have it
+        names = [sys.intern(part.strip()) for part in parts if part.strip()]
         yield f"line {reader.line_num}", (row[key] or "").strip(), names
 
 

@@ -14,7 +14,7 @@ from wsss_affinity.errors import WSSSError, did_you_mean
 from wsss_affinity.losses.affinity import UNSURE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One photograph.
 
@@ -165,13 +165,12 @@ def label_indices(
     Raises:
         WSSSError: If a name is not known; the message says where it stands and names near ones.
     """
-    index = {name: i for i, name in enumerate(classes)}
     found = set()
     for name in names:
         if name not in known:
             raise WSSSError(f"{where}: label {name!r} is not a class; {did_you_mean(name, known)}")
-        if name in index:
-            found.add(index[name])
+        if name in classes:
+            found.add(classes.index(name))
     return tuple(sorted(found))
 
 

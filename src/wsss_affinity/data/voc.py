@@ -86,8 +86,8 @@ def voc_source(
             )
     table = None
     if labels_csv is not None:
-        rows = read_label_file(root / Path(labels_csv).expanduser())
-        table = {name.removesuffix(".jpg"): labels for name, labels in rows.items()}
+        path = root / Path(labels_csv).expanduser()
+        table = {n.removesuffix(".jpg"): labels for n, labels in read_label_file(path).items()}
 
     masks = root / Path(mask_folder).expanduser()
     problems: list[Problem] = []
@@ -172,8 +172,8 @@ def _sample(
     masks: Path,
     problems: list[Problem],
 ) -> Sample | None:
-    annotation = root / "Annotations" / f"{name}.xml"
     if table is None:
+        annotation = root / "Annotations" / f"{name}.xml"
         try:
             names = read_voc_objects(annotation)
         except WSSSError as error:
@@ -181,14 +181,14 @@ def _sample(
             return None
         where = str(annotation)
     elif name in table:
-        names, where = table[name], f"labels of {name}"
+        names, where = table.pop(name), f"labels of {name}"  # each is asked for once
     else:
         problems.append(Problem(name, f"image {name} has no row in the label file; add one"))
         return None
     mask = masks / f"{name}.png"
     return Sample(
         id=name,
-        image=root / "JPEGImages" / f"{name}.jpg",
+        image=root / f"JPEGImages/{name}.jpg",  # joined once: there may be a million
         labels=label_indices(names, classes, all_classes, where),
         mask=mask if mask.is_file() else None,
     )

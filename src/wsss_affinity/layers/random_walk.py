@@ -51,10 +51,11 @@ def random_walk(
     Images of different sizes:
         Where all affinities of a pixel are 0, its score stays and reaches no other. So images walk
         together, each as by itself, when their affinities are padded with 0 to one size
-        (:func:`torch.nn.functional.pad`) and their scores with any finite numbers. The border
-        ``"psa"`` looks at the edges of the padded grid; for that of each image, multiply its
-        affinities by ``Neighborhood(radius).valid(h, w, "psa")`` before padding and walk with
-        ``border="full"``.
+        (:func:`torch.nn.functional.pad`) and their scores with any finite numbers. Pairs that
+        leave an image must be 0 too, as :func:`~wsss_affinity.layers.pairwise_affinity` makes
+        them; others are multiplied by ``Neighborhood(radius).valid(h, w)`` before padding. The
+        border ``"psa"`` looks at the edges of the padded grid; for that of each image, multiply
+        by ``valid(h, w, "psa")`` instead and walk with ``border="full"``.
 
     Args:
         scores: ``(B, C, h, w)`` floating point. NaN or infinite values are not looked for; they

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -18,7 +19,12 @@ _EPS = 1e-5
 # the compiler would make the numbers of all pairs anew in each call
 @outside_graphs
 def affinity_loss(
-    affinity: Tensor, label_map: Tensor, radius: int = 5, border: Border = "full"
+    affinity: Tensor,
+    label_map: Tensor,
+    radius: int = 5,
+    border: Border = "full",
+    *,
+    sum_counts: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     r"""Balanced log loss over three sets of pixel pairs (Ahn & Kwak, CVPR 2018, equations 3-6).
 
@@ -37,6 +43,8 @@ def affinity_loss(
         label_map: ``(B, h, w)`` integer: 0 background, 1… object classes, 255 unsure.
         radius: The radius the affinities were computed with.
         border: Which pairs exist at the border, see :meth:`Neighborhood.valid`.
+        sum_counts: Adds a tensor over the processes that share a batch, if there are several. The
+            mean of their losses and gradients is then that of the whole batch.
 
     Returns:
         ``loss`` and its unweighted terms ``bg``, ``fg`` and ``neg``, each a scalar; a set without
@@ -83,15 +91,17 @@ def affinity_loss(
     same = first == second
     # 1 - a before the eps, or float32 loses the eps next to 1
     value = -torch.log(torch.where(same, affinity, 1 - affinity) + _EPS)
-    terms = {}
-    for name, pairs in (
-        ("bg", same & (first == 0)),
-        ("fg", same & (first != 0)),
-        ("neg", ~same),
-    ):
-        pairs = pairs & sure
-        terms[name] = (value * pairs).sum() / (pairs.sum().to(value.dtype) + _EPS)
-    return {"loss": terms["bg"] / 4 + terms["fg"] / 4 + terms["neg"] / 2, **terms}
+    sets = [pairs & sure for pairs in (same & (first == 0), same & (first != 0), ~same)]
+    # the last one counts the processes
+    counts = torch.stack([*(pairs.sum() for pairs in sets), sure.new_ones(())]).to(value.dtype)
+    if sum_counts is not None:
+        counts = sum_counts(counts)
+    *numbers, processes = counts
+    bg, fg, neg = (
+        processes * (value * pairs).sum() / (number + _EPS)
+        for pairs, number in zip(sets, numbers, strict=True)
+    )
+    return {"loss": bg / 4 + fg / 4 + neg / 2, "bg": bg, "fg": fg, "neg": neg}
 
 
 def _neighbours(

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
-import shutil
-import subprocess
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib import metadata
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-
+from wsss_affinity import world
 from wsss_affinity.data.source import Sample
 from wsss_affinity.errors import WSSSError
-from wsss_affinity.files import make_directory, write_bytes, write_error
+from wsss_affinity.interrupt import Interrupted
+from wsss_affinity.pipeline.checksums import MANIFEST, read_manifest
+from wsss_affinity.pipeline.making import Making
 
-MANIFEST = "manifest.json"
+T = TypeVar("T")
 
 
 def fingerprint(content: Any) -> str:
@@ -48,19 +42,23 @@ def file_fingerprint(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def samples_fingerprint(samples: Iterable[Sample], *, masks: bool = False) -> str:
-    """Hash of a data list: ids, image-level labels and file sizes, but not where the files are.
+def samples_fingerprint(samples: Iterable[Sample]) -> tuple[str, str]:
+    """Hash a data list: ids, image-level labels and file sizes, but not where the files are.
 
     Args:
         samples: The list, in order.
-        masks: Whether the masks count too; they do for scores alone.
+
+    Returns:
+        The hash without and with the masks, which count for scores alone.
     """
-    digest = hashlib.sha256()
+    without, with_masks = hashlib.sha256(), hashlib.sha256()
     for sample in samples:
-        files = [sample.image] + ([sample.mask] if masks and sample.mask else [])
-        sizes = [_size(path) for path in files]
-        digest.update(f"{sample.id}|{sample.labels}|{sizes}\n".encode())
-    return digest.hexdigest()[:16]
+        sizes = [_size(sample.image)]
+        without.update(f"{sample.id}|{sample.labels}|{sizes}\n".encode())
+        if sample.mask is not None:
+            sizes.append(_size(sample.mask))
+        with_masks.update(f"{sample.id}|{sample.labels}|{sizes}\n".encode())
+    return without.hexdigest()[:16], with_masks.hexdigest()[:16]
 
 
 def _size(path: Path) -> int:
@@ -94,14 +92,7 @@ class ArtifactStore:
         Raises:
             WSSSError: If it is missing or damaged.
         """
-        path = self.path(stage, key) / MANIFEST
-        try:
-            content: dict[str, Any] = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise WSSSError(
-                f"{path} cannot be read ({error}); remove its folder and run again"
-            ) from error
-        return content
+        return read_manifest(self.path(stage, key))
 
     def make(
         self,
@@ -112,11 +103,16 @@ class ArtifactStore:
         *,
         force: bool = False,
         say: Callable[[str], None] = print,
-    ) -> tuple[Path, bool]:
-        """Make an artefact, unless it is there.
+    ) -> tuple[Path, bool, dict[str, Any]]:
+        """Make an artefact, unless it is there and sound.
 
         The work happens in ``<fingerprint>.partial``, which a killed process leaves behind and
-        the next one goes on with; when complete it gets its manifest and its name.
+        the next one goes on with; when complete it gets its manifest and its name. Of a damaged
+        artefact the damaged files are made again.
+
+        Where several processes share the run, the first alone locks, decides and commits, and all
+        of them build. One that fails in ``build`` has to end; then its launcher ends the others,
+        as ``torchrun`` and ``srun --kill-on-bad-exit`` do.
 
         Args:
             stage: Name of the stage.
@@ -124,97 +120,46 @@ class ArtifactStore:
             build: Fills the directory given to it, reusing what is there already, and returns
                 what the manifest keeps as ``metrics``.
             describe: Further entries of the manifest.
-            force: Make it anew even so; the old one stays until the new one is complete.
-            say: Told when another process is making the same artefact.
+            force: Make it anew even so, in ``<fingerprint>.forced.partial``; the old one stays
+                until the new one is complete.
+            say: Told when another process is making the same artefact, and of damage.
 
         Returns:
-            Its path, and whether it was made now.
+            Its path, whether it was made now, and its manifest; the same in all processes.
 
         Raises:
-            WSSSError: If the folder cannot be written.
+            WSSSError: If the folder cannot be written, or the lock was lost meanwhile.
+            Interrupted: If a stop is asked for while another process is making it.
         """
         final = self.path(stage, key)
-        make_directory(final.parent)
-        with self._locked(final, say):
-            if self.has(stage, key) and not force:
-                return final, False
-            work = make_directory(final.with_name(f"{key}.partial"))
-            if not (work / MANIFEST).is_file():
-                start = time.perf_counter()
-                resumed = any(work.iterdir())
-                metrics = build(work)
-                for leftover in work.rglob(".*.tmp"):  # of a process killed while it wrote
-                    leftover.unlink(missing_ok=True)
-                manifest = {
-                    "stage": stage,
-                    "fingerprint": key,
-                    **describe,
-                    "metrics": dict(metrics),
-                    "versions": versions(),
-                    "git_commit": git_commit(),
-                    "resumed": resumed,
-                    "wall_time_s": round(time.perf_counter() - start, 2),
-                }
-                write_bytes(work / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
-            self._commit(work, final)
-        return final, True
+        with Making(final, force=force, say=say) as making:
+            work = led(making.prepare)
+            if isinstance(work, dict):
+                return final, False, work
+            metrics = build(work)
+            world.barrier()
+            head = {"stage": stage, "fingerprint": key, **describe}
+            manifest = led(partial(making.complete, {**head, "metrics": dict(metrics)}))
+        return final, True, manifest
 
-    @contextmanager
-    def _locked(self, final: Path, say: Callable[[str], None]) -> Iterator[None]:
-        # the operating system lets go of the lock when its owner dies, however it dies
-        lock = FileLock(final.with_name(f"{final.name}.lock"))
+
+def led(function: Callable[[], T]) -> T:
+    """Run it in the first of the processes that share the run; all get its result or error.
+
+    Of what may change on the disk one process has to say how it is: two that ask may hear two
+    answers, and then wait for each other at different places.
+
+    Raises:
+        WSSSError: If the first process raised it.
+        Interrupted: If a stop was asked for there.
+    """
+    result, error = None, None
+    if world.rank() == 0:
         try:
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                say(f"another process is making {final}; waiting for it")
-                lock.acquire()
-        except OSError as error:
-            raise write_error(final, error) from error
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def _commit(self, work: Path, final: Path) -> None:
-        try:
-            if final.exists():
-                old = final.with_name(f"{final.name}.old")
-                shutil.rmtree(old, ignore_errors=True)
-                os.replace(final, old)
-                os.replace(work, final)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                os.replace(work, final)
-        except OSError as error:
-            raise write_error(final, error) from error
-
-
-@lru_cache(maxsize=1)
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    names = ("wsss-affinity", "torch", "torchvision", "pytorch-lightning", "numpy", "pydensecrf2")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "unknown"
-    return found
-
-
-@lru_cache(maxsize=1)
-def git_commit() -> str | None:
-    """Commit of the checkout that the package runs from, None where it is not one."""
-    here = Path(__file__).resolve().parent
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()
+            result = function()
+        except (WSSSError, Interrupted) as caught:
+            error = caught
+    result, error = world.broadcast((result, error))
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]

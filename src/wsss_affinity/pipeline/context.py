@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from wsss_affinity.data.datamodule import resolve_workers
-from wsss_affinity.data.source import Source
+from wsss_affinity.data.source import Problem, Sample, Source
 from wsss_affinity.models import AffinityNet, CAMNet, SegmentationNet
+from wsss_affinity.pipeline.storage import RecordWriter, record_writer
 from wsss_affinity.tasks import Optimization
 
 
@@ -22,18 +23,34 @@ class Context:
 
     Attributes:
         cfg: The whole configuration.
-        source: The data set, unusable photographs left out.
+        source: The data set, unusable photographs left out, and of ``train`` those that an
+            input holds nothing of.
         inputs: Directory of each artefact that the stage reads, by stage.
+        failed: Images that an input holds nothing of, by stage.
     """
 
     cfg: DictConfig
     source: Source
     inputs: Mapping[str, Path] = field(default_factory=dict)
+    failed: Mapping[str, tuple[Problem, ...]] = field(default_factory=dict)
 
     @property
     def num_workers(self) -> int:
         """Worker processes for data and maps."""
         return resolve_workers(self.cfg.data.num_workers)
+
+    @property
+    def skip(self) -> bool:
+        """Whether the work goes on without images that fail."""
+        return bool(self.cfg.data.on_error == "skip")
+
+    def writer(self, folder: Path, suffix: str) -> RecordWriter:
+        """Open a folder of the stage's artefact for records, in the format that is asked for."""
+        return record_writer(folder, suffix, self.cfg.artifacts.format)
+
+    def scored(self, stage: str) -> tuple[Sample, ...]:
+        """Images to score that the artefact of a stage holds."""
+        return leave_out(self.source.score, self.failed.get(stage, ()))
 
     @property
     def max_side(self) -> int | None:
@@ -82,6 +99,12 @@ class Context:
     def _backbone(self) -> dict[str, Any]:
         options = self.plain("backbone")
         return {"backbone": options.pop("name"), **options}
+
+
+def leave_out(samples: Sequence[Sample], problems: Iterable[Problem]) -> tuple[Sample, ...]:
+    """The samples without those that failed."""
+    bad = {problem.id for problem in problems}
+    return tuple(sample for sample in samples if sample.id not in bad)
 
 
 def inference_device(accelerator: str) -> torch.device:

@@ -10,13 +10,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from wsss_affinity.data.source import Sample, Source
+from wsss_affinity import world
+from wsss_affinity.data.source import Problem, Sample, Source
 from wsss_affinity.files import write_bytes
 from wsss_affinity.layers import DenseCRF
-from wsss_affinity.pipeline.context import Context
+from wsss_affinity.pipeline.context import Context, leave_out
 from wsss_affinity.pipeline.predict import segment
 from wsss_affinity.pipeline.scoring import Score, make_score
 from wsss_affinity.pipeline.sheet import contact_sheet
+from wsss_affinity.pipeline.storage import Records
 from wsss_affinity.pipeline.submission import file_values, write_submission
 from wsss_affinity.pipeline.sweep import CountMask, score_cam, score_walk, tally_images
 from wsss_affinity.pipeline.val_cam import score_val_cam
@@ -35,25 +37,28 @@ def evaluate(context: Context, directory: Path) -> dict[str, Any]:
     hand_in = "train_segmentation" in made and hands_in(context.cfg, source)
     scores: list[Score] = []
     sweeps: dict[str, list[dict[str, Any]]] = {}
+    failed: list[Problem] = []
     if source.score:
-        for stage, score in (
+        for stage, score_stage in (
             ("make_cam", score_cam),
             ("affinity_labels", _score_labels),
             ("random_walk", score_walk),
         ):
             if stage in made:
-                lines, rows = score(context)
+                lines, rows = score_stage(context)
                 scores += lines
                 sweeps |= rows
     if "train_cam" in made and source.val and context.cfg.evaluate.val_cam:
-        scores.append(score_val_cam(context, directory / "val_cams"))
+        score, failed = score_val_cam(context, directory / "val_cams")
+        scores.append(score)
     if "train_segmentation" in made and source.val:
-        scores.append(_score_segmentation(context, directory / "predictions"))
+        score, problems = _score_segmentation(context, directory / "predictions")
+        scores.append(score)
+        failed += problems
+    masks = directory / "test"
     if hand_in:
-        masks = directory / "test"
-        _predict(context, "evaluate: test", source.test, masks)
-        name = str(context.cfg.evaluate.submission_name)
-        write_submission(directory / SUBMISSION, source, source.test, masks, name)
+        # the server wants all of them
+        _predict(context, "evaluate: test", source.test, masks, skip=False)
     if context.cfg.cam.height_prior:
         scores = [replace(s, location_prior=not s.trained_on_masks) for s in scores]
     content = {
@@ -61,12 +66,18 @@ def evaluate(context: Context, directory: Path) -> dict[str, Any]:
         "scores": [asdict(score) for score in scores],
         "sweeps": sweeps,
         "submission": SUBMISSION if hand_in else None,
+        "failed": [[problem.id, problem.message] for problem in failed],
     }
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_bytes(directory / METRICS, text.encode())
-    contact_sheet(context, directory / "contact_sheet.png", context.cfg.evaluate.sheet_images)
-    predicted = len(source.test) if hand_in else 0
-    return {"images": len(source.score) + len(source.val) + predicted, **content}
+    if world.rank() == 0:
+        if hand_in:
+            name = str(context.cfg.evaluate.submission_name)
+            predicted = Records(masks, ".png")
+            write_submission(directory / SUBMISSION, source, source.test, predicted, name)
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        write_bytes(directory / METRICS, text.encode())
+        contact_sheet(context, directory / "contact_sheet.png", context.cfg.evaluate.sheet_images)
+    handed_in = len(source.test) if hand_in else 0
+    return {"images": len(source.score) + len(source.val) + handed_in, **content}
 
 
 def hands_in(cfg: DictConfig, source: Source) -> bool:
@@ -83,8 +94,9 @@ def hands_in(cfg: DictConfig, source: Source) -> bool:
 
 def _score_labels(context: Context) -> tuple[list[Score], dict[str, list[dict[str, Any]]]]:
     source = context.source
-    work = CountMask(source, context.inputs["affinity_labels"] / "labels")
-    (tally,) = tally_images(context, "evaluate: labels", source.score, work, 1)
+    work = CountMask(source, Records(context.inputs["affinity_labels"] / "labels", ".png"))
+    samples = context.scored("affinity_labels")
+    (tally,) = tally_images(context, "evaluate: labels", samples, work, 1)
     score = make_score(
         "affinity labels",
         tally,
@@ -92,15 +104,18 @@ def _score_labels(context: Context) -> tuple[list[Score], dict[str, list[dict[st
         split="score",
         stage="affinity_labels",
         crf_iterations=int(context.cfg.affinity_labels.crf.num_iterations),
+        missing=len(source.score) - len(samples),
     )
     return [score], {}
 
 
-def _score_segmentation(context: Context, folder: Path) -> Score:
+def _score_segmentation(context: Context, folder: Path) -> tuple[Score, list[Problem]]:
     source, cfg = context.source, context.cfg
-    _predict(context, "evaluate: predict", source.val, folder)
-    (tally,) = tally_images(context, "evaluate: val", source.val, CountMask(source, folder), 1)
-    return make_score(
+    failed = _predict(context, "evaluate: predict", source.val, folder, skip=context.skip)
+    samples = leave_out(source.val, failed)
+    work = CountMask(source, Records(folder, ".png"))
+    (tally,) = tally_images(context, "evaluate: val", samples, work, 1)
+    score = make_score(
         "segmentation",
         tally,
         source=source,
@@ -109,19 +124,24 @@ def _score_segmentation(context: Context, folder: Path) -> Score:
         labels_given=False,
         trained_on_masks=cfg.train_segmentation.target == "ground_truth",
         crf_iterations=int(cfg.evaluate.crf.num_iterations),
+        missing=len(failed),
     )
+    return score, failed
 
 
-def _predict(context: Context, name: str, samples: Sequence[Sample], output: Path) -> None:
+def _predict(
+    context: Context, name: str, samples: Sequence[Sample], output: Path, *, skip: bool
+) -> list[Problem]:
     section = context.cfg.evaluate
-    segment(
+    return segment(
         name,
         context.inputs["train_segmentation"],
         samples,
-        output,
+        context.writer(output, ".png"),
         num_workers=context.num_workers,
         device=context.device,
         scales=section.scales,
         flip=section.flip,
+        skip=skip,
         crf=DenseCRF(**context.plain("evaluate.crf")) if section.crf.num_iterations else None,
     )

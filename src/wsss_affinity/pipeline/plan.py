@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from wsss_affinity.data.source import Source
 from wsss_affinity.errors import WSSSError, did_you_mean
-from wsss_affinity.pipeline.artifact import file_fingerprint, fingerprint, samples_fingerprint
+from wsss_affinity.pipeline.artifact import file_fingerprint, fingerprint
+from wsss_affinity.pipeline.source import ListKeys
 from wsss_affinity.pipeline.stages import STAGES, Stage
 
 _TARGETS = ("pseudo_masks", "ground_truth")
@@ -21,6 +22,7 @@ _MACHINE = ("accelerator", "devices", "num_nodes", "strategy")
 def fingerprints(
     cfg: DictConfig,
     source: Source,
+    lists: ListKeys,
     graph: Sequence[str],
     there: Collection[str] | None = None,
 ) -> dict[str, str]:
@@ -29,24 +31,24 @@ def fingerprints(
     Args:
         cfg: The whole configuration.
         source: The data set.
+        lists: Fingerprints of its lists.
         graph: Names of the stages, in order.
         there: Those whose artefacts ``evaluate`` will find; it scores what there is, so its name
             follows from that. None is all of them.
     """
-    train: list[Any] = [list(source.classes), source.background, samples_fingerprint(source.train)]
+    train: list[Any] = [list(source.classes), source.background, lists.train]
     keys: dict[str, str] = {}
     for name in graph:
         stage = STAGES[name]
         data = train
         if name == "evaluate":
-            parts = (source.score, source.val, source.test)
-            scored = [samples_fingerprint(part, masks=True) for part in parts]
+            scored = [lists.score, lists.val, lists.test]
             meaning = [source.mask_values, source.labels_from_masks, dict(source.split_names)]
             data = [*train, *scored, *meaning, _settings(cfg, "backbone")]
             if cfg.evaluate.val_cam:
                 data += [_settings(cfg, section) for section in ("cam", "data.max_side")]
         elif _learns_from_masks(stage, cfg):
-            data = [*train, samples_fingerprint(source.train, masks=True)]
+            data = [*train, lists.train_masks]
         inputs = [n for n in reads(stage, cfg) if n in keys]
         if name == "evaluate" and there is not None:
             inputs = [n for n in inputs if n in there]
@@ -86,12 +88,22 @@ def _settings(cfg: DictConfig, section: str) -> Any:
     content = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if isinstance(content, dict):
         if section == "trainer":
-            content = {k: v for k, v in content.items() if k not in _MACHINE}
+            # to Lightning a limit of 1 is one batch, and one of 1.0 is all of them
+            return {k: v for k, v in content.items() if k not in _MACHINE}
         weights = content.get("weights")
         if weights not in (None, "imagenet"):
             # the file counts, not where it lies
             content = {**content, "weights": file_fingerprint(Path(str(weights)))}
-    return content
+    return _one_spelling(content)
+
+
+def _one_spelling(value: Any) -> Any:
+    """Whole floats as integers: 8.0 is the same setting as 8."""
+    if isinstance(value, dict):
+        return {key: _one_spelling(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_one_spelling(child) for child in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def describe(

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig
+from torch import Tensor
 
+from wsss_affinity import world
 from wsss_affinity.data.check import SampleChecker
 from wsss_affinity.data.datamodule import resolve_workers
 from wsss_affinity.data.folder import list_images
-from wsss_affinity.data.images import load_image, resize_mask, save_mask
-from wsss_affinity.data.source import Sample, Source, check_unique
+from wsss_affinity.data.images import load_image, mask_png, resize_mask
+from wsss_affinity.data.source import Problem, Sample, Source, check_unique
 from wsss_affinity.errors import WSSSError
 from wsss_affinity.files import write_bytes
 from wsss_affinity.layers import DenseCRF
@@ -24,9 +28,10 @@ from wsss_affinity.models import SegmentationNet
 from wsss_affinity.pipeline.artifact import file_fingerprint
 from wsss_affinity.pipeline.context import inference_device
 from wsss_affinity.pipeline.fit import WEIGHTS, load_trained, to_device
-from wsss_affinity.pipeline.mapping import map_samples
-from wsss_affinity.pipeline.maps import LoadTensor, exists
+from wsss_affinity.pipeline.mapping import map_images, map_samples
+from wsss_affinity.pipeline.maps import LoadTensor, enough_memory
 from wsss_affinity.pipeline.scores import best_labels
+from wsss_affinity.pipeline.storage import Records, RecordWriter
 from wsss_affinity.pipeline.train import NETWORK
 
 log = logging.getLogger(__name__)
@@ -39,43 +44,75 @@ def segment(
     name: str,
     network: Path,
     samples: Sequence[Sample],
-    output: Path,
+    output: RecordWriter,
     *,
     num_workers: int,
     device: torch.device,
     scales: Sequence[float],
     flip: bool,
+    skip: bool,
     crf: DenseCRF | None = None,
-) -> None:
-    """Write the mask of every sample at the image's own size, as ``<output>/<id>.png``.
+) -> list[Problem]:
+    """Store the mask of every sample at the image's own size, as a PNG.
 
     Args:
         name: For the bar.
         network: Directory of a ``train_segmentation`` artefact.
         samples: The photographs; those that have a mask there already are passed over.
-        output: Folder of the masks.
+        output: Takes the masks.
         num_workers: Loading processes.
         device: Where the network runs.
         scales: Factors of test-time augmentation.
         flip: Whether mirror images take part.
+        skip: Whether to go on without photographs that fail.
         crf: Refines the probabilities.
 
+    Returns:
+        The photographs that failed.
+
     Raises:
-        WSSSError: If the network or a photograph cannot be read.
+        WSSSError: If the network cannot be read, or a photograph fails and is not to be skipped.
     """
     net, description = load_network(network)
     to_device(net, device)
-    max_side, classes = description["max_side"], torch.arange(len(description["classes"]))
-    load = LoadTensor(net.mean, net.std, max_side)
-    results = map_samples(name, samples, load, num_workers=num_workers, done=exists(output, ".png"))
-    with torch.inference_mode():
-        for sample, image in results:
-            scores = net.probabilities(image.to(device), scales=scales, flip=flip)[0].cpu()
-            if crf is not None:
-                scores = crf(np.asarray(load_image(sample.image, max_side)), scores)
-            mask = best_labels(scores, classes, description["background"])
-            width, height = load_image(sample.image).size
-            save_mask(output / f"{sample.id}.png", resize_mask(mask, (height, width)))
+    max_side = description["max_side"]
+
+    @torch.inference_mode()
+    def work(_: Sample, image: Tensor) -> NDArray[np.float32]:
+        with enough_memory(image):
+            scores = net.probabilities(image.to(device), scales=scales, flip=flip)[0]
+        array: NDArray[np.float32] = scores.cpu().numpy()
+        return array
+
+    return map_images(
+        name,
+        samples,
+        LoadTensor(net.mean, net.std, max_side),
+        work,
+        FinishPrediction(max_side, len(description["classes"]), description["background"], crf),
+        output={"masks": output},
+        num_workers=num_workers,
+        skip=skip,
+    )
+
+
+@dataclass(frozen=True)
+class FinishPrediction:
+    """Turns the probabilities of labels into the mask of a photograph."""
+
+    max_side: int | None
+    num_classes: int
+    background: bool
+    crf: DenseCRF | None
+
+    def __call__(self, sample: Sample, probabilities: NDArray[np.float32]) -> dict[str, bytes]:
+        """Refine by a dense CRF if asked to, take the best label, at the photograph's size."""
+        scores = torch.from_numpy(probabilities)
+        if self.crf is not None:
+            scores = self.crf(np.asarray(load_image(sample.image, self.max_side)), scores)
+        mask = best_labels(scores, torch.arange(self.num_classes), self.background)
+        width, height = load_image(sample.image).size
+        return {"masks": mask_png(resize_mask(mask, (height, width)))}
 
 
 def load_network(directory: Path) -> tuple[SegmentationNet, dict[str, Any]]:
@@ -120,25 +157,28 @@ def predict(cfg: DictConfig, network: Path) -> Path:
         raise WSSSError(
             f"predict.masks ({output}) holds the photographs ({root}); choose another folder"
         )
-    # masks below the photographs are no photographs
-    inside = output.resolve()
-    names = [n for n in list_images(root) if not (root / n).resolve().is_relative_to(inside)]
+    names = list_images(root, [output.resolve()])  # masks below the photographs are none
     stems = [name.rsplit(".", 1)[0] for name in names]
     check_unique(stems, f"{root} (two images whose names differ in the suffix alone)")
     samples = [Sample(stem, root / name, ()) for stem, name in zip(stems, names, strict=True)]
-    _claim(cfg, network, samples, output)
+    if world.rank() == 0:
+        _claim(cfg, network, samples, output)
+    world.barrier()
     if cfg.data.on_error == "skip":
         samples = _readable(samples, resolve_workers(cfg.data.num_workers))
-    segment(
+    failed = segment(
         "predict",
         network,
         samples,
-        output,
+        RecordWriter(output, ".png"),
         num_workers=resolve_workers(cfg.data.num_workers),
         device=inference_device(cfg.trainer.accelerator),
         scales=cfg.predict.scales,
         flip=cfg.predict.flip,
+        skip=cfg.data.on_error == "skip",
     )
+    if failed:
+        log.warning("%d photographs have no mask: %s …", len(failed), failed[0].message)
     return output
 
 
@@ -167,7 +207,8 @@ def _claim(cfg: DictConfig, network: Path, samples: Sequence[Sample], output: Pa
         "scales": list(cfg.predict.scales),
         "flip": cfg.predict.flip,
     }
-    there = [s for s in samples if (output / f"{s.id}.png").is_file()]
+    stored = Records(output, ".png")
+    there = [sample for sample in samples if sample.id in stored]
     try:
         before = json.loads(note.read_text())
     except (OSError, ValueError):
@@ -180,5 +221,5 @@ def _claim(cfg: DictConfig, network: Path, samples: Sequence[Sample], output: Pa
             "folder with predict.masks"
         )
     for sample in there:
-        (output / f"{sample.id}.png").unlink()
+        stored.file(sample.id).unlink()
     write_bytes(note, (json.dumps(content, indent=2) + "\n").encode())

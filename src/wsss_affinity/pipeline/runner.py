@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from wsss_affinity.data.source import Problem
+from wsss_affinity import interrupt, world
+from wsss_affinity.data.source import Problem, Source
 from wsss_affinity.errors import WSSSError
 from wsss_affinity.files import write_bytes
-from wsss_affinity.pipeline.artifact import ArtifactStore
-from wsss_affinity.pipeline.context import Context
+from wsss_affinity.pipeline.artifact import ArtifactStore, led
+from wsss_affinity.pipeline.context import Context, leave_out
 from wsss_affinity.pipeline.evaluate import hands_in
+from wsss_affinity.pipeline.in_use import in_use, run_folder
 from wsss_affinity.pipeline.plan import (
     chosen_stages,
     describe,
@@ -29,6 +32,9 @@ from wsss_affinity.pipeline.settings import check_settings
 from wsss_affinity.pipeline.source import check_data, load_source
 from wsss_affinity.pipeline.stages import STAGES
 from wsss_affinity.pipeline.val_cam import check_val_cam
+
+if TYPE_CHECKING:
+    from wsss_affinity.pipeline.objective import Objective
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +55,11 @@ class StageResult:
     made: bool
     manifest: dict[str, Any]
 
+    @property
+    def failed(self) -> tuple[Problem, ...]:
+        """Images that it holds nothing of, since they failed in this stage or before."""
+        return tuple(Problem(*known) for known in self.manifest["metrics"].get("failed", ()))
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -56,11 +67,13 @@ class RunResult:
 
     Attributes:
         stages: Each stage of the graph that was run or reused, in order.
-        skipped: Photographs that were left out, and why.
+        skipped: Photographs that were left out from the start, and why.
+        source: The data set without these; None after a dry run.
     """
 
     stages: dict[str, StageResult]
     skipped: tuple[Problem, ...] = ()
+    source: Source | None = None
 
     @property
     def scores(self) -> list[dict[str, Any]]:
@@ -69,17 +82,23 @@ class RunResult:
         return [] if result is None else list(result.manifest["metrics"]["scores"])
 
     @property
+    def failed(self) -> tuple[Problem, ...]:
+        """Photographs that were left out because a stage failed on them, and why."""
+        return tuple(dict.fromkeys(p for stage in self.stages.values() for p in stage.failed))
+
+    @property
     def sweeps(self) -> dict[str, list[dict[str, Any]]]:
         """What other thresholds, α and CRF iterations score, by what they are of."""
         result = self.stages.get("evaluate")
         return {} if result is None else dict(result.manifest["metrics"]["sweeps"])
 
 
-def run_pipeline(cfg: DictConfig) -> RunResult:
+def run_pipeline(cfg: DictConfig, *, tell: Callable[[str], None] | None = None) -> RunResult:
     """Run the stages that the configuration asks for.
 
     Args:
         cfg: As composed from ``conf/config.yaml``.
+        tell: Called with the name of each stage before it is run or reused.
 
     Returns:
         The stages' artefacts and scores; with ``pipeline.dry_run`` an empty result, after printing
@@ -87,55 +106,88 @@ def run_pipeline(cfg: DictConfig) -> RunResult:
 
     Raises:
         WSSSError: For bad input, with one sentence that says what to do.
+        Interrupted: If a stop was asked for (:mod:`wsss_affinity.interrupt`).
     """
     graph = stage_graph(cfg)
     chosen = chosen_stages(cfg, graph)
     forced = forced_stages(cfg, chosen)
     store = artifact_store(cfg)
-    source, skipped = check_data(cfg, load_source(cfg), store)
-    keys = fingerprints(cfg, source, graph)
-    there = [name for name in graph if name in chosen or store.has(name, keys[name])]
-    keys = fingerprints(cfg, source, graph, there)
+    source, skipped, lists = check_data(cfg, load_source(cfg), store)
+    keys = led(partial(fingerprints, cfg, source, lists, graph))
+    with in_use(Path(cfg.output_dir), run_folder()) as note:
+        if not cfg.pipeline.dry_run:
+            note(keys)
+        found = led(partial(_found, store, keys))
+        there = [name for name in graph if name in chosen or name in found]
+        keys = led(partial(fingerprints, cfg, source, lists, graph, there))
 
-    to_run = [n for n in chosen if n in forced or not store.has(n, keys[n])]
-    check_settings(cfg, to_run, source.classes)
-    if "evaluate" in to_run:
-        hands_in(cfg, source)
-        check_val_cam(cfg, source)
-    if cfg.pipeline.dry_run:
+        found = led(partial(_found, store, keys))
+        to_run = [n for n in chosen if n in forced or n not in found]
+        check_settings(cfg, to_run, source.classes)
+        if "evaluate" in to_run:
+            hands_in(cfg, source)
+            check_val_cam(cfg, source)
+        if cfg.pipeline.dry_run:
+            for name in graph:
+                reuse = name in found and name not in forced
+                action = "reuse" if reuse else "run" if name in chosen else "missing, not chosen"
+                print(f"{name:<20} {keys[name]}  {action}")
+            return RunResult({}, skipped)
+
+        for name in to_run:
+            absent = [n for n in reads(STAGES[name], cfg) if n in graph and n not in there]
+            if absent and name != "evaluate":
+                raise WSSSError(
+                    f"stage {absent[0]} has not been run with this configuration, and {name} reads "
+                    f"it; add {absent[0]} to pipeline.only, or start earlier with pipeline.from"
+                )
+
+        note(keys)
+        results: dict[str, StageResult] = {}
         for name in graph:
-            reuse = store.has(name, keys[name]) and name not in forced
-            action = "reuse" if reuse else "run" if name in chosen else "missing, not chosen"
-            print(f"{name:<20} {keys[name]}  {action}")
-        return RunResult({}, skipped)
+            # one process alone may have been told to stop
+            if any(world.either(interrupt.requested())):
+                raise interrupt.Interrupted
+            if tell is not None:
+                tell(name)
+            stage = STAGES[name]
+            inputs = {n: results[n] for n in reads(stage, cfg) if n in results}
+            paths = {n: result.path for n, result in inputs.items()}
+            if name in chosen:
+                failed = {n: result.failed for n, result in inputs.items()}
+                left = leave_out(source.train, (p for known in failed.values() for p in known))
+                context = Context(cfg, replace(source, train=left), paths, failed)
+                path, made, manifest = store.make(
+                    name,
+                    keys[name],
+                    partial(stage.run, context),
+                    describe(cfg, source, stage, paths),
+                    force=name in forced,
+                    say=log.warning,
+                )
+            elif name in found:
+                path, made = store.path(name, keys[name]), False
+                manifest = led(partial(store.manifest, name, keys[name]))
+            else:
+                continue
+            results[name] = StageResult(name, path, made, manifest)
+            if cfg.data.on_error == "stop" and results[name].failed:
+                _refuse(results[name])
+    return RunResult(results, skipped, source)
 
-    for name in to_run:
-        absent = [n for n in reads(STAGES[name], cfg) if n in graph and n not in there]
-        if absent and name != "evaluate":
-            raise WSSSError(
-                f"stage {absent[0]} has not been run with this configuration, and {name} reads it; "
-                f"add {absent[0]} to pipeline.only, or start earlier with pipeline.from"
-            )
 
-    results: dict[str, StageResult] = {}
-    for name in graph:
-        stage = STAGES[name]
-        inputs = {n: store.path(n, keys[n]) for n in reads(stage, cfg) if n in results}
-        if name in chosen:
-            path, made = store.make(
-                name,
-                keys[name],
-                partial(stage.run, Context(cfg=cfg, source=source, inputs=inputs)),
-                describe(cfg, source, stage, inputs),
-                force=name in forced,
-                say=log.warning,
-            )
-        elif store.has(name, keys[name]):
-            path, made = store.path(name, keys[name]), False
-        else:
-            continue
-        results[name] = StageResult(name, path, made, store.manifest(name, keys[name]))
-    return RunResult(results, skipped)
+def _found(store: ArtifactStore, keys: dict[str, str]) -> list[str]:
+    return [name for name, key in keys.items() if store.has(name, key)]
+
+
+def _refuse(result: StageResult) -> None:
+    first = result.failed[0]
+    raise WSSSError(
+        f"{result.name} was made without images that failed ({len(result.failed)}, e.g. "
+        f"{first.id} in {first.message}); make it and what follows anew with "
+        f"pipeline.from={result.name} pipeline.force=true, or go on without them with "
+        "data.on_error=skip"
+    )
 
 
 def artifact_store(cfg: DictConfig) -> ArtifactStore:
@@ -153,13 +205,14 @@ def artifact_path(cfg: DictConfig, stage: str) -> Path:
     if stage not in graph:
         raise WSSSError(f"{stage} is not among pipeline.stages; add it, or name its artefact")
     store = artifact_store(cfg)
-    source, _ = check_data(cfg, load_source(cfg), store)
-    return store.path(stage, fingerprints(cfg, source, graph)[stage])
+    source, _, lists = check_data(cfg, load_source(cfg), store)
+    return store.path(stage, fingerprints(cfg, source, lists, graph)[stage])
 
 
-def write_metrics(result: RunResult, path: Path) -> None:
-    """Write scores, sweeps, times and skipped images of a run as JSON."""
+def write_metrics(result: RunResult, path: Path, objective: Objective | None = None) -> None:
+    """Write scores, sweeps, times and skipped images of a run as JSON, and what it is worth."""
     content = {
+        "objective": None if objective is None else asdict(objective),
         "scores": result.scores,
         "sweeps": result.sweeps,
         "stages": {
@@ -171,6 +224,6 @@ def write_metrics(result: RunResult, path: Path) -> None:
             }
             for name, stage in result.stages.items()
         },
-        "skipped": [{"id": p.id, "reason": p.message} for p in result.skipped],
+        "skipped": [{"id": p.id, "reason": p.message} for p in (*result.skipped, *result.failed)],
     }
     write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())

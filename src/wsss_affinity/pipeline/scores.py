@@ -1,8 +1,7 @@
-"""Class scores of an image as a file, and the label map they come to."""
+"""Class scores of an image as a record, and the label map they come to."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,26 +10,26 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsss_affinity.data.images import decode_mask
 from wsss_affinity.errors import WSSSError
-from wsss_affinity.files import load_arrays, save_arrays
+from wsss_affinity.files import decode_arrays, encode_arrays
 from wsss_affinity.losses.affinity import UNSURE
+from wsss_affinity.pipeline.storage import Records
 
 _DTYPES = {"float16": np.float16, "float32": np.float32}
 
 
-def save_scores(
-    path: Path,
+def encode_scores(
     classes: Tensor,
     scores: Tensor,
     size: tuple[int, int],
     *,
     backgrounds: Tensor | None = None,
     dtype: str = "float16",
-) -> None:
-    """Write class scores and what they belong to.
+) -> bytes:
+    """Class scores and what they belong to, as a record.
 
     Args:
-        path: The file.
         classes: ``(n,)``, 0-based class of each map.
         scores: ``(n', h, w)``; a map of the background may come before those of the classes.
         size: ``(H, W)`` of the image.
@@ -45,26 +44,54 @@ def save_scores(
     }
     if backgrounds is not None:
         arrays["backgrounds"] = backgrounds.cpu().numpy().astype(kind)
-    save_arrays(path, arrays)
+    return encode_arrays(arrays)
 
 
-def read_scores(path: Path) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """Read what :func:`save_scores` wrote, as ``(classes, scores float32, size)``."""
-    arrays = load_arrays(path)
+def decode_scores(data: bytes, name: object) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """Read what :func:`encode_scores` made, as ``(classes, scores float32, size)``.
+
+    Args:
+        data: The record.
+        name: Of it, for messages.
+
+    Raises:
+        WSSSError: If it is damaged.
+    """
+    arrays = decode_arrays(data, name)
     height, width = (int(side) for side in arrays["size"])
     classes = torch.from_numpy(arrays["classes"].astype(np.int64))
     return classes, torch.from_numpy(arrays["scores"].astype(np.float32)), (height, width)
 
 
-def read_backgrounds(path: Path) -> Tensor:
+def read_scores(records: Records, id: str) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """Read the stored scores of an image; see :func:`decode_scores`.
+
+    Raises:
+        WSSSError: If there are none, or they are damaged.
+    """
+    return decode_scores(records.read(id), records.file(id))
+
+
+def read_labels(records: Records, id: str) -> NDArray[np.uint8]:
+    """Read the stored label map of an image, ``(H, W)`` uint8.
+
+    Raises:
+        WSSSError: If there is none, or it is damaged.
+    """
+    return decode_mask(records.read(id), records.file(id))
+
+
+def read_backgrounds(records: Records, id: str) -> Tensor:
     """Read the ``(k, h, w)`` float32 background maps beside stored scores.
 
     Raises:
         WSSSError: If there are none.
     """
-    arrays = load_arrays(path)
+    arrays = decode_arrays(records.read(id), records.file(id))
     if "backgrounds" not in arrays:
-        raise WSSSError(f"{path} holds no further background maps; run random_walk again")
+        raise WSSSError(
+            f"{records.file(id)} holds no further background maps; run random_walk again"
+        )
     return torch.from_numpy(arrays["backgrounds"].astype(np.float32))
 
 

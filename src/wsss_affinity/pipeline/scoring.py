@@ -51,6 +51,7 @@ class Score:
         crf_iterations: Its iterations.
         coverage: Share of the scored pixels that have a label, where not all have; the others
             count for nothing.
+        missing: Images of the split that are not among ``images``, since a stage failed on them.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Score:
     crf: bool = False
     crf_iterations: int = 0
     coverage: float | None = None
+    missing: int = 0
 
 
 def make_score(

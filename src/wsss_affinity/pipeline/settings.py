@@ -16,6 +16,7 @@ from wsss_affinity.layers.dense_crf import DenseCRF
 from wsss_affinity.layers.neighborhood import Neighborhood
 from wsss_affinity.layers.random_walk import random_walk
 from wsss_affinity.models import AffinityNet, CAMNet, SegmentationNet
+from wsss_affinity.pipeline.storage import FORMATS
 from wsss_affinity.tasks.base import Optimization, optimizer_class
 
 _DTYPES = ("float16", "float32")
@@ -33,6 +34,7 @@ def check_settings(cfg: DictConfig, stages: Collection[str], classes: Sequence[s
         WSSSError: With the key and what was expected.
     """
     _whole(cfg.seed, "seed", 0)
+    _one_of(cfg.artifacts.format, FORMATS, "artifacts.format")
     if cfg.data.num_workers is not None:
         _whole(cfg.data.num_workers, "data.num_workers", 0)
     if cfg.data.max_side is not None:

@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from wsss_affinity.data.images import load_image, load_mask, voc_palette
+from wsss_affinity.data.images import load_image, voc_palette
 from wsss_affinity.data.source import Sample
 from wsss_affinity.data.transforms import to_tensor
 from wsss_affinity.files import write_bytes
 from wsss_affinity.layers.neighborhood import Neighborhood
 from wsss_affinity.losses.affinity import UNSURE
-from wsss_affinity.pipeline.context import Context
+from wsss_affinity.pipeline.context import Context, leave_out
 from wsss_affinity.pipeline.fit import load_trained
 from wsss_affinity.pipeline.predict import load_network
-from wsss_affinity.pipeline.scores import best_labels, read_scores, resize_scores
+from wsss_affinity.pipeline.scores import best_labels, read_labels, read_scores, resize_scores
+from wsss_affinity.pipeline.storage import Records
 
 Panel = Callable[[Sample, Image.Image], "Image.Image | None"]
 _WIDTH, _MARGIN, _TITLE = 180, 6, 16
@@ -37,7 +38,8 @@ def contact_sheet(context: Context, path: Path, num_images: int) -> None:
         path: The PNG to write.
         num_images: Rows, taken evenly from the scored images (or from all, where none is scored).
     """
-    pool = context.source.score or context.source.train
+    failed = [problem for known in context.failed.values() for problem in known]
+    pool = leave_out(context.source.score, failed) or context.source.train
     rows = [pool[i * len(pool) // num_images] for i in range(min(num_images, len(pool)))]
     panels = _panels(context)
     if not rows:
@@ -73,18 +75,18 @@ def _panels(context: Context) -> dict[str, Panel]:
     made = context.inputs
     panels: dict[str, Panel] = {"image": lambda _, image: image}
     if "make_cam" in made:
-        panels["CAM"] = lambda s, image: _heat(
-            image, *read_scores(made["make_cam"] / f"{s.id}.npz")
-        )
+        cams = Records(made["make_cam"], ".npz")
+        panels["CAM"] = lambda s, image: _heat(image, *read_scores(cams, s.id))
     if "affinity_labels" in made:
-        labels = made["affinity_labels"] / "labels"
-        panels["affinity labels"] = lambda s, image: _overlay(image, _file(labels, s))
+        labels = Records(made["affinity_labels"] / "labels", ".png")
+        panels["affinity labels"] = lambda s, image: _overlay(image, read_labels(labels, s.id))
     if "train_affinity" in made:
         panels["boundaries"] = _boundaries(context)
     if "random_walk" in made:
-        walked, masks = made["random_walk"] / "scores", made["random_walk"] / "masks"
-        panels["walk"] = lambda s, image: _walk(image, walked / f"{s.id}.npz")
-        panels["pseudo-mask"] = lambda s, image: _overlay(image, _file(masks, s))
+        walked = Records(made["random_walk"] / "scores", ".npz")
+        masks = Records(made["random_walk"] / "masks", ".png")
+        panels["walk"] = lambda s, image: _walk(image, *read_scores(walked, s.id))
+        panels["pseudo-mask"] = lambda s, image: _overlay(image, read_labels(masks, s.id))
     if "train_segmentation" in made:
         panels["segmentation"] = _segmentation(context)
     if context.source.score:
@@ -92,10 +94,6 @@ def _panels(context: Context) -> dict[str, Panel]:
             _overlay(image, context.source.read_mask(s)) if s.mask else None
         )
     return panels
-
-
-def _file(folder: Path, sample: Sample) -> NDArray[np.uint8]:
-    return load_mask(folder / f"{sample.id}.png")
 
 
 def _overlay(image: Image.Image, mask: NDArray[np.uint8]) -> Image.Image:
@@ -118,8 +116,9 @@ def _heat(
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _walk(image: Image.Image, path: Path) -> Image.Image:
-    classes, scores, size = read_scores(path)
+def _walk(
+    image: Image.Image, classes: Tensor, scores: Tensor, size: tuple[int, int]
+) -> Image.Image:
     share = scores / scores.sum(0, keepdim=True).clamp_min(1e-6)
     # a background may come first
     return _heat(image, classes, share[len(share) - len(classes) :], size)

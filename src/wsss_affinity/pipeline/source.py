@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from wsss_affinity import world
 from wsss_affinity.data.check import SampleChecker
 from wsss_affinity.data.datamodule import resolve_workers
 from wsss_affinity.data.source import Problem, Source
@@ -55,12 +58,41 @@ def load_source(cfg: DictConfig) -> Source:
     return source
 
 
+@dataclass(frozen=True)
+class ListKeys:
+    """Fingerprints of the lists of a data set; all but ``train`` count the masks."""
+
+    train: str
+    train_masks: str
+    score: str
+    val: str
+    test: str
+
+    @classmethod
+    def of(cls, source: Source) -> ListKeys:
+        """Ask for the size of each file; where several processes share the run, one of them does.
+
+        That takes seconds for a million files, and on a network file system minutes.
+        """
+        if world.rank() > 0:
+            return world.broadcast(cls("", "", "", "", ""))
+        train, train_masks = samples_fingerprint(source.train)
+        score = train_masks
+        if source.score != source.train:
+            score = samples_fingerprint(source.score)[1]
+        val, test = (samples_fingerprint(part)[1] for part in (source.val, source.test))
+        return world.broadcast(cls(train, train_masks, score, val, test))
+
+
 def check_data(
     cfg: DictConfig, source: Source, store: ArtifactStore
-) -> tuple[Source, tuple[Problem, ...]]:
+) -> tuple[Source, tuple[Problem, ...], ListKeys]:
     """Open every image and mask once, and leave out those that cannot be used.
 
     The outcome is kept, so that the next run on the same files does not look again.
+
+    Returns:
+        The data set without them, what is wrong with them, and the fingerprints of its lists.
 
     Raises:
         WSSSError: With ``data.on_error=stop``, if there is any; or if none is left.
@@ -68,27 +100,32 @@ def check_data(
     if cfg.data.on_error not in ("stop", "skip"):
         raise WSSSError(f"data.on_error must be 'stop' or 'skip', got {cfg.data.on_error!r}")
     samples = tuple({s.image: s for s in (*source.train, *source.val, *source.test)}.values())
-    key = fingerprint([samples_fingerprint(samples, masks=True), source.mask_values])
+    lists = ListKeys.of(source)
+    key = fingerprint([lists.train_masks, lists.val, lists.test, source.mask_values])
 
-    def look(work: Path) -> dict[str, Any]:
+    def look_at(indices: Sequence[int]) -> list[list[Any]]:
         results = map_samples(
             "check images",
-            samples,
+            [samples[index] for index in indices],
             SampleChecker(source),
             num_workers=resolve_workers(cfg.data.num_workers),
         )
-        found = [
+        return [
             [index, problem.message]
-            for index, (_, problem) in enumerate(results)
+            for index, (_, problem) in zip(indices, results, strict=True)
             if problem is not None
         ]
-        return {"images": len(samples), "problems": found}
 
-    _, made = store.make("check_data", key, look, {}, say=log.warning)
-    if not made and store.manifest("check_data", key)["metrics"]["problems"]:
-        # they may have been mended since
-        store.make("check_data", key, look, {}, force=True, say=log.warning)
-    found = store.manifest("check_data", key)["metrics"]["problems"]
+    def look(work: Path) -> dict[str, Any]:
+        return {"images": len(samples), "problems": look_at(range(len(samples)))}
+
+    make = partial(store.make, "check_data", key, look, {}, say=log.warning)
+    _, made, manifest = make()
+    known = manifest["metrics"]["problems"]
+    # they may have been mended since
+    if known and not made and look_at([index for index, _ in known]) != known:
+        manifest = make(force=True)[2]
+    found = manifest["metrics"]["problems"]
     broken = [(samples[index], message) for index, message in found]
     problems = (*source.problems, *(Problem(s.id, message) for s, message in broken))
     if problems and cfg.data.on_error == "stop":
@@ -121,4 +158,4 @@ def check_data(
             len(kept.train),
             "background" if kept.background else "unsure",
         )
-    return kept, problems
+    return kept, problems, ListKeys.of(kept) if bad else lists

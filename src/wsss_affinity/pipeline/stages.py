@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsss_affinity.pipeline import evaluate, maps, train
+from wsss_affinity.pipeline import evaluate, maps, train, walk
 from wsss_affinity.pipeline.context import Context
 
 
@@ -45,7 +45,7 @@ STAGES: dict[str, Stage] = {
             ("train_affinity", *_FIT),
             train.train_affinity,
         ),
-        Stage("random_walk", ("make_cam", "train_affinity"), ("walk",), maps.make_random_walk),
+        Stage("random_walk", ("make_cam", "train_affinity"), ("walk",), walk.make_random_walk),
         Stage(
             "train_segmentation",
             ("random_walk",),

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wsss_affinity.data.images import load_mask, mask_png
+from wsss_affinity.data.images import mask_png
 from wsss_affinity.data.source import Sample, Source
 from wsss_affinity.errors import WSSSError
 from wsss_affinity.files import write_bytes
+from wsss_affinity.pipeline.scores import read_labels
+from wsss_affinity.pipeline.storage import Records
 
 _FOLDER = "results/VOC2012/Segmentation"
 
@@ -40,7 +42,7 @@ def file_values(source: Source) -> NDArray[np.uint8]:
 
 
 def write_submission(
-    path: Path, source: Source, samples: Iterable[Sample], masks: Path, name: str
+    path: Path, source: Source, samples: Iterable[Sample], masks: Records, name: str
 ) -> None:
     """Pack predictions as ``results/VOC2012/Segmentation/<name>/<id>.png`` in a ``.tar.gz``.
 
@@ -50,7 +52,7 @@ def write_submission(
         path: The archive.
         source: The data set; its own mask values are written.
         samples: The photographs.
-        masks: Folder of their label maps, ``<id>.png``.
+        masks: Their label maps.
         name: Of the competition: ``comp6_test_cls`` for methods that used other data than VOC's
             too, pretrained weights included, ``comp5_test_cls`` for those that did not.
 
@@ -65,7 +67,7 @@ def write_submission(
         tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive,
     ):
         for sample in sorted(samples, key=lambda s: s.id):
-            content = mask_png(values[load_mask(masks / f"{sample.id}.png")])
+            content = mask_png(values[read_labels(masks, sample.id)])
             entry = tarfile.TarInfo(f"{_FOLDER}/{name}/{sample.id}.png")
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsss_affinity.data.images import load_image, load_mask, resize_mask
+from wsss_affinity.data.images import load_image, resize_mask
 from wsss_affinity.data.source import Sample, Source
 from wsss_affinity.layers import DenseCRF, add_background
 from wsss_affinity.metrics import ImageCounts, Tally, count_maps, count_thresholds
@@ -25,10 +24,12 @@ from wsss_affinity.pipeline.scores import (
     best_labels,
     finish_scores,
     read_backgrounds,
+    read_labels,
     read_scores,
     resize_scores,
 )
 from wsss_affinity.pipeline.scoring import Score, make_score, sweep_rows
+from wsss_affinity.pipeline.storage import Records
 
 Counts = Callable[[Sample], tuple[ImageCounts, ...]]
 Rows = list[dict[str, Any]]
@@ -58,17 +59,17 @@ class CountMask:
     """Counts the pixels of an image's stored label map."""
 
     source: Source
-    folder: Path
+    masks: Records
 
     def __call__(self, sample: Sample) -> tuple[ImageCounts, ...]:
         """Count them, at the size of the ground truth."""
         target = self.source.read_mask(sample)
-        return (count_maps([read_labels(self.folder, sample, target)], target),)
+        return (count_maps([_labels(self.masks, sample, target)], target),)
 
 
-def read_labels(folder: Path, sample: Sample, like: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Read the label map of a sample at the size of another one."""
-    return resize_mask(load_mask(folder / f"{sample.id}.png"), (like.shape[0], like.shape[1]))
+def _labels(masks: Records, sample: Sample, like: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The label map of a sample at the size of another one."""
+    return resize_mask(read_labels(masks, sample.id), (like.shape[0], like.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -77,20 +78,20 @@ class CountCam:
 
     Attributes:
         source: The data set. Without background there is one setting, the best class.
-        cams: Folder of the maps.
+        cams: The maps.
         thresholds: Ascending.
         alphas: Of the background score ``(1 - max CAM)^α``.
     """
 
     source: Source
-    cams: Path
+    cams: Records
     thresholds: tuple[float, ...]
     alphas: tuple[float, ...]
 
     def __call__(self, sample: Sample) -> tuple[ImageCounts, ...]:
         """Count them for the thresholds, and for α."""
         target = self.source.read_mask(sample)
-        classes, cam, _ = read_scores(self.cams / f"{sample.id}.npz")
+        classes, cam, _ = read_scores(self.cams, sample.id)
         cam = resize_scores(cam, (target.shape[0], target.shape[1]))
         if not self.source.background:
             return (count_maps([best_labels(cam, classes, False)], target),)
@@ -106,8 +107,9 @@ class CountCam:
 def score_cam(context: Context) -> tuple[list[Score], dict[str, Rows]]:
     """Score the activation maps, with background thresholds and α."""
     source, section = context.source, context.cfg.evaluate
-    cams, samples = context.inputs["make_cam"], source.score
+    cams, samples = Records(context.inputs["make_cam"], ".npz"), context.scored("make_cam")
     detail: dict[str, Any] = {"source": source, "split": "score", "stage": "make_cam"}
+    detail["missing"] = len(source.score) - len(samples)
     if not source.background:
         work = CountCam(source, cams, (), ())
         (tally,) = tally_images(context, "evaluate: CAM", samples, work, 1)
@@ -138,7 +140,8 @@ class CountWalk:
 
     Attributes:
         source: The data set.
-        walk: Folder of the ``random_walk`` artefact.
+        masks: The pseudo-masks.
+        scores: The walked scores.
         max_side: Longer images are worked on at this size.
         stride: Of AffinityNet.
         crf: Its parameters, but for the iterations.
@@ -147,7 +150,8 @@ class CountWalk:
     """
 
     source: Source
-    walk: Path
+    masks: Records
+    scores: Records
     max_side: int | None
     stride: int
     crf: DenseCRF
@@ -156,7 +160,7 @@ class CountWalk:
     def __call__(self, sample: Sample) -> tuple[ImageCounts, ...]:
         """Count them, at the size of the ground truth."""
         target = self.source.read_mask(sample)
-        maps = [read_labels(self.walk / "masks", sample, target)]
+        maps = [_labels(self.masks, sample, target)]
         if len(self.settings) > 1:
             size = target.shape[0], target.shape[1]
             maps += [resize_mask(labels, size) for labels in self.other_masks(sample)]
@@ -164,11 +168,11 @@ class CountWalk:
 
     def other_masks(self, sample: Sample) -> list[NDArray[np.uint8]]:
         """The masks of all settings but the first, at the size the walk worked at."""
-        path = self.walk / "scores" / f"{sample.id}.npz"
-        classes, scores, size = read_scores(path)
+        classes, scores, size = read_scores(self.scores, sample.id)
         wanted = self.settings[1:]
         places = list(dict.fromkeys(place for place, _ in wanted))
-        stored = read_backgrounds(path) if any(p is not None for p in places) else None
+        others = any(place is not None for place in places)
+        stored = read_backgrounds(self.scores, sample.id) if others else None
         stacks: list[Tensor] = []
         for place in places:
             if place is not None and stored is not None:
@@ -206,14 +210,17 @@ def score_walk(context: Context) -> tuple[list[Score], dict[str, Rows]]:
     settings.sort(key=lambda setting: setting != (taken, own))  # that of the stage comes first
     work = CountWalk(
         source=source,
-        walk=context.inputs["random_walk"],
+        masks=Records(context.inputs["random_walk"] / "masks", ".png"),
+        scores=Records(context.inputs["random_walk"] / "scores", ".npz"),
         max_side=context.max_side,
         stride=context.cfg.train_affinity.output_stride,
         crf=DenseCRF(**context.plain("walk.crf")),
         settings=tuple((alphas[alpha], n) for alpha, n in settings),
     )
-    (tally,) = tally_images(context, "evaluate: masks", source.score, work, len(settings))
+    samples = context.scored("random_walk")
+    (tally,) = tally_images(context, "evaluate: masks", samples, work, len(settings))
     detail: dict[str, Any] = {"source": source, "split": "score", "stage": "random_walk"}
+    detail["missing"] = len(source.score) - len(samples)
     scores = [make_score("pseudo-masks", tally, 0, alpha=taken, crf_iterations=own, **detail)]
     best = tally.best()
     if best:

@@ -17,15 +17,16 @@ from wsss_affinity.backbones import Backbone
 from wsss_affinity.checkpoint import load_published
 from wsss_affinity.data.datamodule import WSSSDataModule
 from wsss_affinity.data.dataset import ReadTarget
-from wsss_affinity.data.images import load_mask
 from wsss_affinity.data.soft_labels import pool_soft_labels
 from wsss_affinity.data.source import Sample
 from wsss_affinity.data.transforms import TrainTransform
 from wsss_affinity.errors import WSSSError
-from wsss_affinity.files import load_arrays, write_bytes
+from wsss_affinity.files import decode_arrays, write_bytes
 from wsss_affinity.models import AffinityNet, CAMNet, SegmentationNet
 from wsss_affinity.pipeline.context import Context
 from wsss_affinity.pipeline.fit import fit
+from wsss_affinity.pipeline.scores import read_labels
+from wsss_affinity.pipeline.storage import Records
 from wsss_affinity.tasks import AffinityTask, CAMTask, SegmentationTask
 from wsss_affinity.tasks.base import Task
 
@@ -47,10 +48,12 @@ def train_affinity(context: Context, directory: Path) -> dict[str, Any]:
     net = context.affinity_net()
     _start_from(context.cfg.train_affinity.weights, net)
     labels, stride = context.inputs["affinity_labels"], net.stride
-    reading: dict[str, Any] = {"read_target": partial(_stored_mask, labels / "labels")}
+    reading: dict[str, Any] = {
+        "read_target": partial(_stored_mask, Records(labels / "labels", ".png"))
+    }
     if context.cfg.affinity_labels.format == "soft":
         reading = {
-            "read_target": partial(_soft_labels, labels / "soft"),
+            "read_target": partial(_soft_labels, Records(labels / "soft", ".npz")),
             "finish_target": partial(_pool_soft, context.source.background, stride),
         }
     task = AffinityTask(
@@ -75,7 +78,7 @@ def train_segmentation(context: Context, directory: Path) -> dict[str, Any]:
                 "use target=pseudo_masks"
             )
     else:
-        masks = partial(_stored_mask, context.inputs["random_walk"] / "masks")
+        masks = partial(_stored_mask, Records(context.inputs["random_walk"] / "masks", ".png"))
     net = context.segmentation_net()
     task = SegmentationTask(
         net,
@@ -133,12 +136,12 @@ def _train(
     return {"images": section.max_epochs * len(context.source.train), **metrics}
 
 
-def _stored_mask(folder: Path, sample: Sample) -> NDArray[np.uint8]:
-    return load_mask(folder / f"{sample.id}.png")
+def _stored_mask(masks: Records, sample: Sample) -> NDArray[np.uint8]:
+    return read_labels(masks, sample.id)
 
 
-def _soft_labels(folder: Path, sample: Sample) -> NDArray[np.float32]:
-    arrays = load_arrays(folder / f"{sample.id}.npz")
+def _soft_labels(labels: Records, sample: Sample) -> NDArray[np.float32]:
+    arrays = decode_arrays(labels.read(sample.id), labels.file(sample.id))
     stacks = [arrays[name] for name in ("low", "high") if name in arrays]
     return np.concatenate(stacks).astype(np.float32)
 

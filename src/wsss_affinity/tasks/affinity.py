@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from wsss_affinity import world
 from wsss_affinity.errors import WSSSError
 from wsss_affinity.layers.neighborhood import Border
 from wsss_affinity.losses import affinity_loss
@@ -40,7 +41,13 @@ class AffinityTask(Task):
         labels = batch["mask"]
         if labels.shape[-2:] != affinity.shape[-2:]:
             labels = downsample_labels(labels, self.model.stride)
-        return affinity_loss(affinity, labels, radius=self.model.radius, border=self.border)
+        return affinity_loss(
+            affinity,
+            labels,
+            radius=self.model.radius,
+            border=self.border,
+            sum_counts=world.total,
+        )
 
 
 def downsample_labels(label_map: Tensor, stride: int) -> Tensor:

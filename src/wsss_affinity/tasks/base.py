@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from wsss_affinity import world
 from wsss_affinity.data.dataset import item_seed
 from wsss_affinity.errors import WSSSError, did_you_mean
 from wsss_affinity.models import AffinityNet, CAMNet, SegmentationNet
@@ -99,8 +100,8 @@ class Task(pl.LightningModule):
     Args:
         model: The network, see :func:`parameter_groups`.
         optimization: How to train it.
-        seed: With the epoch it seeds what is random in the network (dropout), so that a resumed
-            run repeats what it would have done.
+        seed: With epoch, step and rank it seeds what is random in the network (dropout), so that a
+            resumed run repeats what it would have done.
     """
 
     def __init__(
@@ -118,23 +119,29 @@ class Task(pl.LightningModule):
         return output
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Map a batch to ``loss`` and any other scalars worth logging."""
+        """Map a batch to ``loss`` and any other scalars worth logging.
+
+        Where several processes share a batch, the mean of theirs is to be the value of the whole
+        batch: their gradients are averaged.
+        """
         raise NotImplementedError
 
-    def on_train_epoch_start(self) -> None:
-        """Seed the epoch."""
-        torch.manual_seed(item_seed(self.seed, self.current_epoch, 1))
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed the step."""
+        torch.manual_seed(item_seed(self.seed, self.current_epoch, 1, batch_idx, world.rank()))
 
-    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        """Compute and log the loss."""
+    def training_step(self, batch: dict[str, Tensor], _: int) -> dict[str, Any]:
+        """Compute the loss and log it; ``terms`` are its detached values for the whole batch."""
         terms = self.loss(batch)
+        means = world.total(torch.stack(list(terms.values()))) / world.size()
+        logged = dict(zip(terms, means.unbind(), strict=True))
         self.log_dict(
-            {f"train/{name}": value.detach() for name, value in terms.items()},
+            {f"train/{name}": value for name, value in logged.items()},
             on_step=True,
             on_epoch=True,
             batch_size=len(batch["image"]),
         )
-        return terms["loss"]
+        return {"loss": terms["loss"], "terms": logged}
 
     def configure_optimizers(self) -> Any:
         """Four parameter groups and a poly schedule stepped every batch."""
@@ -147,10 +154,16 @@ class Task(pl.LightningModule):
                 f"optimizer {settings.name!r} refuses its options ({error}); "
                 "see optimization.options"
             ) from error
-        total = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: max(0.0, 1 - step / total) ** settings.poly_power
-        )
+
+        def poly(step: int) -> float:
+            if step == 0:
+                # Lightning sets up the data to count the steps, and asks for this rate before it
+                # knows where in the epoch a resumed run goes on
+                return 1.0
+            total = max(1, int(self.trainer.estimated_stepping_batches))
+            return float(max(0.0, 1 - step / total) ** settings.poly_power)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, poly)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

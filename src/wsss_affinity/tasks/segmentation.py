@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsss_affinity import world
 from wsss_affinity.losses.affinity import UNSURE
 from wsss_affinity.models import SegmentationNet
 from wsss_affinity.tasks.base import Optimization, Task
@@ -38,5 +39,7 @@ class SegmentationTask(Task):
         if not self.background:
             mask = torch.where(mask == UNSURE, UNSURE, mask - 1)
         total = F.cross_entropy(logits, mask, ignore_index=UNSURE, reduction="sum")
+        # of the whole batch, whose parts hold different numbers of labelled pixels
+        count = world.total((mask != UNSURE).sum())
         # a crop may hold no labelled pixel at all, where a mean would be NaN
-        return {"loss": total / (mask != UNSURE).sum().clamp_min(1)}
+        return {"loss": world.size() * total / count.clamp_min(1)}
