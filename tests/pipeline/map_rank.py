@@ -10,7 +10,6 @@ from wsss_affinity.data.source import Sample
 from wsss_affinity.pipeline.mapping import map_images, map_samples
 from wsss_affinity.pipeline.storage import Records, record_writer
 
-FOLDER = Path(sys.argv[1])
 SAMPLES = [Sample(f"s{i}", Path("x"), (i,)) for i in range(5)]
 
 
@@ -28,20 +27,20 @@ def finish(sample, number):
     return {"": str(number).encode()}
 
 
-def make(name, samples, work, num_workers=1):
-    writer = record_writer(FOLDER / name, f"-{world.rank()}", "files")
+def make(folder, samples, work, num_workers=1):
+    writer = record_writer(folder, f"-{world.rank()}", "files")
     options = {"output": {"": writer}, "num_workers": num_workers, "skip": True}
     problems = map_images("stage", samples, load, work, finish, **options)
     squares = [result for _, result in map_samples("squares", samples, square, num_workers=1)]
     print([(p.id, p.message) for p in problems], squares)
 
 
-def with_shards():
+def with_shards(folder):
     """Each process reads what both have just stored."""
-    writer = record_writer(FOLDER / "sharded", ".txt", "shards")
+    writer = record_writer(folder, ".txt", "shards")
     options = {"output": {"": writer}, "num_workers": 0, "skip": True}
     map_images("stage", SAMPLES, load, None, finish, **options)
-    records = Records(FOLDER / "sharded", ".txt")
+    records = Records(folder, ".txt")
     print([records.read(sample.id) for sample in SAMPLES if sample.id in records])
 
 
@@ -52,11 +51,12 @@ def stop_the_first(sample, number):
 
 
 if __name__ == "__main__":
+    root = Path(sys.argv[1])
     world.join(torch.device("cpu"))
-    make("five", SAMPLES, None)
-    make("one", SAMPLES[:1], None)
-    with_shards()
+    make(root / "five", SAMPLES, None)
+    make(root / "one", SAMPLES[:1], None)
+    with_shards(root / "sharded")
     try:
-        make("stopped", SAMPLES, stop_the_first, num_workers=0)
+        make(root / "stopped", SAMPLES, stop_the_first, num_workers=0)
     except interrupt.Interrupted:
         sys.exit(interrupt.RESUMABLE)
