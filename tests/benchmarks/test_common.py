@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "common.py"
-RESULTS = sorted((SCRIPT.parent / "results").glob("*.json"))
+# named by their device; the others are of disks and memory
+RESULTS = sorted((SCRIPT.parent / "results").glob("*_c[pu][ud]*.json"))
 
 
 @pytest.fixture(scope="module")
