@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from wsss_affinity.pipeline.inventory_report import print_artifacts, print_explanation
 
-    console = Console()
+    # names are not broken where a program reads them
+    console = Console(width=None if sys.stdout.isatty() else 250)
     try:
         if not options.folder.is_dir():
             raise WSSSError(f"there is no folder {options.folder}; give that of a sweep or of runs")
