@@ -73,6 +73,28 @@ def test_threads_and_batches_change_no_bit(threads, monkeypatch):
     assert torch.equal(walk_llvm.walk(rows, planes, *options), torch.cat(single))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="torch has other threads there")
+def test_threads_of_torch_and_of_our_own_do_the_same(monkeypatch):
+    rows, planes = inputs(3, 7, 10, 21, dtype=torch.float32)
+    options = Neighborhood(), SERIES, 64
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    openmp = walk_llvm._openmp()
+    assert openmp is not None
+    used = []
+    monkeypatch.setattr(walk_llvm, "_openmp", lambda: lambda *a: used.append(a[2]) or openmp(*a))
+    expected = walk_llvm.walk(rows, planes, *options)
+    assert used == [3, 2]  # two images of two groups, then one
+    monkeypatch.setattr(walk_llvm, "_openmp", lambda: None)
+    assert torch.equal(walk_llvm.walk(rows, planes, *options), expected)
+
+
+def test_torch_without_openmp_has_none(monkeypatch, tmp_path):
+    walk_llvm._openmp.cache_clear()
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))
+    assert walk_llvm._openmp() is None
+    walk_llvm._openmp.cache_clear()
+
+
 def test_calls_from_several_threads_at_once():
     cases = [inputs(1, 12, 9 + n, 21, 4 + n % 2) for n in range(8)]
     walk_llvm._compiled.cache_clear()
@@ -98,22 +120,23 @@ def test_takes_no_default_device_and_no_default_type(monkeypatch):
     rows, planes = inputs(1, 4, 5, 16)
     expected = walk_llvm.walk(rows, planes, Neighborhood(), SERIES, 64)
     # tensors of the meta device hold no values: reading them would be a crash
-    real = walk_llvm._compiled(5, torch.float64)
+    real = walk_llvm._in_parallel
     called = []
 
-    def compiled(weights, factors, *others):
-        assert 0 not in (weights, factors, *others[:4])
-        called.append(1)
-        real(weights, factors, *others)
+    def in_parallel(share, work, threads):
+        assert work.device.type == "cpu"
+        assert 0 not in work[2:]
+        called.append(work[1].item())
+        real(share, work, threads)
 
-    monkeypatch.setattr(walk_llvm, "_compiled", lambda radius, dtype: compiled)
+    monkeypatch.setattr(walk_llvm, "_in_parallel", in_parallel)
     with torch.device("meta"):
         result = walk_llvm.walk(rows, planes, Neighborhood(), SERIES, 64)
     assert torch.equal(result, expected)
     # the same if weights are of another type
     single = walk_llvm.walk(rows, planes.float(), Neighborhood(), SERIES, 64)
     torch.testing.assert_close(single, expected, rtol=0, atol=1e-5)
-    assert len(called) == 4
+    assert sum(called) == 4
 
 
 def test_memory_of_many_channels_is_that_of_a_few(monkeypatch):

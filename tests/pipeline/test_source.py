@@ -33,7 +33,7 @@ def test_one_of_several_processes_asks_for_all(tmp_path, monkeypatch):
     assert found.train == found.train_masks != found.score == found.val == found.test
     (tmp_path / "x.jpg").unlink()
     monkeypatch.setattr(world, "rank", lambda: 1)
-    monkeypatch.setattr(world, "broadcast", lambda _: found)
+    monkeypatch.setattr(world, "broadcast", lambda _: (found, None))
     assert ListKeys.of(source) == found
 
 

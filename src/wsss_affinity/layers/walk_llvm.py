@@ -8,16 +8,18 @@ of the series are brought up to date from there. How they lie in memory:
   rim of zeros as wide as a neighbour is far. What is left of a line is also right of the one above.
 - weights: ``(h + rim, K + 1, stride)`` with the same rim, so that those of a line lie together.
 
-Threads share images and groups of channels, which have nothing to wait for in each other.
+Threads share images and groups of channels, which have nothing to wait for in each other. They are
+those of torch's OpenMP: after an operation they look for the next one for milliseconds, and would
+take the processor from threads of our own, which made a small walk twice as slow.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,8 +86,8 @@ def walk(
         keep, scales, coefficients = 0.0, [1.0] * num_steps, (*[0.0] * num_steps, 1.0)
     else:
         keep, scales = 1.0, [1.0, *[2.0] * len(coefficients)][: len(coefficients) - 1]
-    factors = rows.new_tensor([scales, coefficients[1:]])
-    compiled = _compiled(neighborhood.radius, rows.dtype)
+    factors = rows.new_tensor([*scales, *coefficients[1:], keep])
+    share = _compiled(neighborhood.radius, rows.dtype)
     batch, height, width, channels = rows.shape
     rim, blocks = neighborhood.radius - 1, -(-width // _PIXELS)
     lines, stride = height + 2 * rim + 1, rim + blocks * _PIXELS
@@ -96,33 +98,59 @@ def walk(
 
     # as many images and groups at a time as threads need: memory does not grow with the others
     images = -(-threads // len(groups))
-    with ThreadPoolExecutor(threads) as pool:
-        for some in (slice(first, first + images) for first in range(0, batch, images)):
-            here = planes[some].transpose(1, 2)
-            weights = rows.new_zeros(len(here), rim + height, here.shape[2], stride)
-            weights[:, y, :, x] = here
-            for start in range(0, len(groups), threads):
-                together = groups[start : start + threads]
-                vectors = rows.new_zeros(4, len(here), len(together), lines, stride, lanes)
-                calls = []
-                for g, group in enumerate(together):
-                    first, _, _, total = vectors[:, :, g, y, x, : group.stop - group.start]
-                    first.copy_(rows[some, ..., group])
-                    torch.mul(first, coefficients[0], out=total)
-                    for image in range(len(here)):
-                        starts = [v[image, g, rim, rim].data_ptr() for v in vectors]
-                        pointers = [weights[image, rim, 0, rim:].data_ptr(), factors.data_ptr()]
-                        sizes = [height, blocks, stride, factors.shape[1]]
-                        calls.append((*pointers, *starts, *sizes, keep))
-                list(pool.map(lambda call: compiled(*call), calls))
-                for g, group in enumerate(together):
-                    walked[some, ..., group] = vectors[3, :, g, y, x, : group.stop - group.start]
+    for some in (slice(first, first + images) for first in range(0, batch, images)):
+        here = planes[some].transpose(1, 2)
+        weights = rows.new_zeros(len(here), rim + height, here.shape[2], stride)
+        weights[:, y, :, x] = here
+        for start in range(0, len(groups), threads):
+            together = groups[start : start + threads]
+            vectors = rows.new_zeros(4, len(here), len(together), lines, stride, lanes)
+            work = [0, len(here) * len(together)]
+            for g, group in enumerate(together):
+                first, _, _, total = vectors[:, :, g, y, x, : group.stop - group.start]
+                first.copy_(rows[some, ..., group])
+                torch.mul(first, coefficients[0], out=total)
+                for image in range(len(here)):
+                    starts = [v[image, g, rim, rim].data_ptr() for v in vectors]
+                    pointers = [weights[image, rim, 0, rim:].data_ptr(), factors.data_ptr()]
+                    sizes = [height, blocks, stride, len(scales)]
+                    work += [*pointers, *starts, *sizes]
+            calls = torch.tensor(work, dtype=torch.int64, device="cpu")
+            _in_parallel(share, calls, min(threads, work[1]))
+            for g, group in enumerate(together):
+                walked[some, ..., group] = vectors[3, :, g, y, x, : group.stop - group.start]
     return walked
 
 
+def _in_parallel(share: Any, work: Tensor, threads: int) -> None:
+    """Call ``share`` with the list of the work in so many threads."""
+    # ctypes lets other threads run Python meanwhile
+    if threads == 1:
+        share(work.data_ptr())
+    elif (openmp := _openmp()) is not None:
+        openmp(share, work.data_ptr(), threads, 0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(share, [work.data_ptr()] * threads))
+
+
+@lru_cache(maxsize=1)
+def _openmp() -> Any:
+    """What runs a function in torch's OpenMP threads; None where torch has other threads."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        # found in what the library depends on, and so in the one copy that torch uses
+        parallel = ctypes.CDLL(str(library)).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+    return parallel
+
+
 @lru_cache(maxsize=16)
-def _compiled(radius: int, dtype: torch.dtype) -> Callable[..., None]:
-    """The function of :func:`_source`."""
+def _compiled(radius: int, dtype: torch.dtype) -> Any:
+    """The function ``share`` of :func:`_source`."""
     from llvmlite import binding
 
     binding.initialize_native_target()
@@ -134,33 +162,61 @@ def _compiled(radius: int, dtype: torch.dtype) -> Callable[..., None]:
     )
     engine = binding.create_mcjit_compiler(binding.parse_assembly(_source(radius, dtype)), machine)
     engine.finalize_object()
-    real = ctypes.c_float if dtype == torch.float32 else ctypes.c_double
-    arguments = [*[ctypes.c_void_p] * 6, *[ctypes.c_int64] * 4, real]
-    # ctypes lets other threads run Python meanwhile
-    function: Any = ctypes.CFUNCTYPE(None, *arguments)(engine.get_function_address("walk"))
+    function: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(engine.get_function_address("share"))
     function.engine = engine  # owns the code
-    return cast(Callable[..., None], function)
+    return function
 
 
 def _source(radius: int, dtype: torch.dtype) -> str:
-    """All steps of one group of channels in LLVM's language.
+    """All steps of one group of channels in LLVM's language, and the sharing of the groups.
 
-    For each step, with the scales and then the coefficients of all in ``factors``, it computes
-    ``change = keep · change + scale · L state``, ``other = state + change`` and
-    ``total += coefficient · other``, and swaps the two states.
+    For each step ``walk`` computes ``change = keep · change + scale · L state``,
+    ``other = state + change`` and ``total += coefficient · other``, and swaps the two states.
+    ``factors`` holds the scales of all steps, their coefficients, and what to keep.
+
+    ``share`` is run by each thread: from a list of the next group, the number of groups and the
+    arguments for each it takes groups until none is left.
     """
     real, size = ("float", 4) if dtype == torch.float32 else ("double", 8)
     lanes = _GROUP_BYTES // size
+    names = ["weights", "factors", "first", "second", "change", "total"]
+    words = [f"ptr noalias %{name}" for name in names]
+    words += [f"i64 %{name}" for name in ("height", "blocks", "stride", "steps")]
+    load_words = "\n".join(
+        f"  %at.{i} = getelementptr i64, ptr %words, i64 {i}\n  %word.{i} = load "
+        f"{word.split()[0]}, ptr %at.{i}"
+        for i, word in enumerate(words)
+    )
+    arguments = ", ".join(f"{word.split()[0]} %word.{i}" for i, word in enumerate(words))
     vector, fma = f"<{lanes} x {real}>", f"@llvm.fma.v{lanes}f{8 * size}"
     return f"""
 declare {vector} {fma}({vector}, {vector}, {vector})
 
-define void @walk(
-    ptr noalias %weights, ptr noalias %factors, ptr noalias %first, ptr noalias %second,
-    ptr noalias %change, ptr noalias %total,
-    i64 %height, i64 %blocks, i64 %stride, i64 %steps, {real} %keep
-) {{
+define void @share(ptr %work) {{
 start:
+  %count.at = getelementptr i64, ptr %work, i64 1
+  %count = load i64, ptr %count.at
+  br label %next
+next:
+  %i = atomicrmw add ptr %work, i64 1 monotonic
+  %left = icmp slt i64 %i, %count
+  br i1 %left, label %take, label %end
+take:
+  %distance = mul i64 %i, {len(words)}
+  %after = add i64 %distance, 2
+  %words = getelementptr i64, ptr %work, i64 %after
+{load_words}
+  call void @walk({arguments})
+  br label %next
+end:
+  ret void
+}}
+
+define internal void @walk({", ".join(words)}) {{
+start:
+  %keep.index = mul i64 %steps, 2
+  %keep.at = getelementptr {real}, ptr %factors, i64 %keep.index
+  %keep = load {real}, ptr %keep.at
   %line.weights = mul i64 %stride, {len(Neighborhood(radius)) + 1}
   %still = icmp eq i64 %steps, 0
   br i1 %still, label %end, label %step

@@ -14,12 +14,11 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from wsss_affinity import world
 from wsss_affinity.data.check import SampleChecker
 from wsss_affinity.data.datamodule import resolve_workers
 from wsss_affinity.data.source import Problem, Source
 from wsss_affinity.errors import WSSSError
-from wsss_affinity.pipeline.artifact import ArtifactStore, fingerprint, samples_fingerprint
+from wsss_affinity.pipeline.artifact import ArtifactStore, fingerprint, led, samples_fingerprint
 from wsss_affinity.pipeline.mapping import map_samples
 
 log = logging.getLogger(__name__)
@@ -74,14 +73,16 @@ class ListKeys:
 
         That takes seconds for a million files, and on a network file system minutes.
         """
-        if world.rank() > 0:
-            return world.broadcast(cls("", "", "", "", ""))
-        train, train_masks = samples_fingerprint(source.train)
-        score = train_masks
-        if source.score != source.train:
-            score = samples_fingerprint(source.score)[1]
-        val, test = (samples_fingerprint(part)[1] for part in (source.val, source.test))
-        return world.broadcast(cls(train, train_masks, score, val, test))
+
+        def ask() -> ListKeys:
+            train, train_masks = samples_fingerprint(source.train)
+            score = train_masks
+            if source.score != source.train:
+                score = samples_fingerprint(source.score)[1]
+            val, test = (samples_fingerprint(part)[1] for part in (source.val, source.test))
+            return cls(train, train_masks, score, val, test)
+
+        return led(ask)
 
 
 def check_data(
