@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -15,9 +17,26 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wsss_affinity.errors import WSSSError, did_you_mean
+from wsss_affinity.plugins import backbone_plugins
+
+#: Keys of a backbone that are not arguments of a class given by its import path
+BACKBONE_KEYS = ("name", "weights", "freeze_batchnorm", "freeze_stages")
 
 # what presets say of a number they are given: ${wsss.times:${psa_lr},0.1}
 OmegaConf.register_new_resolver("wsss.times", lambda a, b: a * b, replace=True)
+
+
+def _target(*, _parent_: DictConfig) -> dict[str, Any]:
+    """What conf/backbone/target.yaml calls its network: the import path and the arguments."""
+    names = [name for name in _parent_ if name not in BACKBONE_KEYS]
+    # a missing path is told when the data set is listed
+    values = {str(n): _parent_[n] for n in names if not OmegaConf.is_missing(_parent_, n)}
+    return {
+        n: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for n, v in values.items()
+    }
+
+
+OmegaConf.register_new_resolver("wsss.target", _target, replace=True)
 
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
@@ -56,6 +75,14 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
         return compose(CONFIG_NAME, overrides=list(overrides))
 
 
+def _offer_plugins() -> None:
+    """Make the backbones of installed packages choices of ``backbone=``, without importing them."""
+    shipped = {path.stem for path in (config_dir() / "backbone").glob("*.yaml")}
+    for name in backbone_plugins().keys() - shipped:
+        node = {"name": name, "weights": None, "freeze_batchnorm": False, "freeze_stages": 0}
+        ConfigStore.instance().store(name, node, group="backbone", provider="wsss_affinity")
+
+
 @contextmanager
 def _hydra() -> Iterator[GlobalHydra]:
     if GlobalHydra.instance().is_initialized():
@@ -75,6 +102,7 @@ def check_overrides(arguments: Iterable[str]) -> None:
         WSSSError: At the first override that is malformed or unknown.
     """
     arguments = list(arguments)
+    _offer_plugins()
     if any(a.startswith(("--config", "-cd", "-cn", "-cp", "hydra.searchpath")) for a in arguments):
         return
     texts = [a for a in arguments if "=" in a and not a.startswith("-")]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from wsss_affinity.backbones import Backbone, FeatureInfo, load_weights
-from wsss_affinity.backbones.base import IMAGENET_MEAN, IMAGENET_STD, check_backbone
+from wsss_affinity.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from wsss_affinity.errors import WSSSError
 
 
@@ -97,22 +97,6 @@ def test_freezing_holds_for_copies_and_replaced_modules():
 def test_number_of_stages_is_checked(num_stages):
     with pytest.raises(WSSSError, match=f"freeze_stages={num_stages} .* has 2 stages"):
         Small().freeze(num_stages=num_stages)
-
-
-def test_any_module_that_keeps_the_contract_passes():
-    module = nn.Conv2d(3, 4, 1)
-    with pytest.raises(WSSSError, match="Conv2d is no backbone yet: it lacks feature_info, mean"):
-        check_backbone(module)
-    module.feature_info, module.mean = FeatureInfo((4,), (1,)), IMAGENET_MEAN
-    with pytest.raises(WSSSError, match="it lacks std; subclass"):
-        check_backbone(module)
-    module.std = IMAGENET_STD
-    assert check_backbone(module) is module
-
-
-def test_a_subclass_without_feature_info_is_told():
-    with pytest.raises(WSSSError, match="Backbone is no backbone yet: it lacks feature_info;"):
-        check_backbone(Backbone())
 
 
 # --- weights ------------------------------------------------------------------------------------

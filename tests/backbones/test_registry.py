@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from wsss_affinity.backbones import (
@@ -8,6 +9,7 @@ from wsss_affinity.backbones import (
     create_backbone,
     list_backbones,
     register_backbone,
+    register_object,
     registry,
 )
 from wsss_affinity.errors import WSSSError
@@ -54,12 +56,15 @@ def test_taken_names_and_colons_are_refused(name):
 def test_a_module_is_taken_as_it_is():
     module = Contract()
     assert create_backbone(module) is module
-    with pytest.raises(WSSSError, match="options output_stride, weights have no effect"):
-        create_backbone(module, weights=None, output_stride=8)
+    assert create_backbone(module, output_stride=1) is module
+    with pytest.raises(WSSSError, match="options weights, width have no effect"):
+        create_backbone(module, weights=None, width=8, output_stride=8)
 
 
 def test_a_module_without_the_contract_is_told_what_it_lacks():
-    with pytest.raises(WSSSError, match="Linear is no backbone yet: it lacks feature_info"):
+    with pytest.raises(
+        WSSSError, match="Linear is no backbone yet: it lacks feature_info, mean, std"
+    ):
         create_backbone(nn.Linear(1, 1))
     register_backbone("bad")(nn.Identity)
     with pytest.raises(WSSSError, match="Identity is no backbone yet"):
@@ -78,19 +83,153 @@ def test_freezing():
 
 
 def test_freezing_a_module_of_another_base_class():
-    with pytest.raises(
-        WSSSError, match=r"Contract cannot be frozen by option; subclass .*Backbone"
-    ):
-        create_backbone(Contract(), freeze_batchnorm=True)
-
-    class Own(Backbone):
-        feature_info = FeatureInfo((3,), (1,))
-
+    class Foreign(Contract):
         def __init__(self):
             super().__init__()
             self.norm = nn.BatchNorm2d(3)
 
-    assert not create_backbone(Own(), freeze_batchnorm=True).norm.training
+        def forward(self, images):
+            return [self.norm(images)]
+
+    net = create_backbone(Foreign(), freeze_batchnorm=True)
+    assert isinstance(net, Backbone)
+    assert not net.train().network.norm.training
+    with pytest.raises(WSSSError, match=r"freeze_stages=2 is out of range: .* 1 stages"):
+        create_backbone(Foreign(), freeze_stages=2)
+
+
+# --- options that a builder does not take ---------------------------------------------------------
+
+
+class Strided(Backbone):
+    mean = std = (0.5, 0.5, 0.5)
+    feature_info = FeatureInfo((4,), (4,))
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 4, 4)
+
+    def forward(self, images):
+        return [self.conv(images)]
+
+
+@torch.no_grad()
+def test_a_network_of_another_stride_is_resized_to_the_one_asked_for():
+    register_backbone("strided")(Strided)
+    assert isinstance(create_backbone("strided", output_stride=4), Strided)
+    fine = create_backbone("strided", output_stride=2)
+    assert (fine.feature_info.channels, fine.feature_info.strides) == ((4,), (2,))
+    images = torch.randn(1, 3, 16, 24)
+    expected = F.interpolate(fine.network(images)[0], (8, 12), mode="bilinear")
+    assert torch.equal(fine(images)[0], expected)
+    assert "last map resized from stride 4 to 2" in repr(fine)
+    coarse = create_backbone(Strided(), output_stride=8)
+    assert torch.allclose(coarse(images)[0], F.avg_pool2d(coarse.network(images)[0], 2))
+    with pytest.raises(WSSSError, match=r"output_stride must be a whole number .* got 'fine'"):
+        create_backbone(Strided(), output_stride="fine")
+
+
+def test_weights_are_loaded_for_builders_that_take_none(tmp_path):
+    register_backbone("strided")(Strided)
+    source = Strided()
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    net = create_backbone("strided", weights=str(tmp_path / "w.pth"))
+    assert net.pretrained
+    assert torch.equal(net.conv.weight, source.conv.weight)
+    assert not create_backbone("strided", weights=None).pretrained
+    with pytest.raises(WSSSError, match="'strided' takes no `weights`, so there are no ImageNet"):
+        create_backbone("strided", weights="imagenet")
+
+
+def test_networks_from_elsewhere_leave_the_random_numbers_alone():
+    register_backbone("strided")(Strided)
+    torch.manual_seed(3)
+    expected_weight = Strided().conv.weight
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    net = create_backbone("strided")
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(net.conv.weight, expected_weight)
+
+
+# --- import paths ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    (tmp_path / "own_networks.py").write_text(
+        "from torch import nn\n"
+        "from wsss_affinity.backbones import FeatureInfo\n"
+        "class Net(nn.Module):\n"
+        "    mean = std = (0.5, 0.5, 0.5)\n"
+        "    def __init__(self, width, layer=None):\n"
+        "        super().__init__()\n"
+        "        if width < 1: raise ValueError('width must be positive')\n"
+        "        self.conv = nn.Conv2d(3, width, 1)\n"
+        "        self.layer = layer\n"
+        "        self.feature_info = FeatureInfo((width,), (1,))\n"
+        "    def forward(self, x):\n"
+        "        return [self.conv(x)]\n"
+        "module = nn.ReLU()\n"
+        "def nothing(): return 3\n"
+    )
+    (tmp_path / "broken_networks.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_an_import_path_with_its_arguments(package):
+    layer = {"_target_": "torch.nn.MaxPool2d", "kernel_size": 2}
+    net = create_backbone({"_target_": "own_networks.Net", "width": 7, "layer": layer})
+    assert net.feature_info.channels == (7,)
+    assert net.layer.kernel_size == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"width": 3}, "needs _target_, the import path of a class or function"),
+        ({"_target_": "Net"}, "_target_=Net: an import path has a module and a name"),
+        (
+            {"_target_": "no_networks.Net"},
+            r"_target_=no_networks.Net cannot be imported \(ModuleNotFoundError: .*PYTHONPATH",
+        ),
+        ({"_target_": "own_networks.Nett"}, r"cannot be imported \(AttributeError: "),
+        ({"_target_": "broken_networks.Net"}, r"cannot be imported \(ZeroDivisionError: division"),
+        ({"_target_": "own_networks.module"}, "is no class or function but ReLU"),
+        ({"_target_": "own_networks.nothing"}, "gives int; a torch.nn.Module was expected"),
+        ({"_target_": "own_networks.Net"}, "missing a required argument: 'width'; its options are"),
+        (
+            {"_target_": "own_networks.Net", "widht": 3},
+            "'widht'; its arguments are width, layer",
+        ),
+        (
+            {"_target_": "own_networks.Net", "width": 0},
+            r"cannot be built \(ValueError: width must be positive\)",
+        ),
+    ],
+)
+def test_bad_import_paths(package, spec, message):
+    with pytest.raises(WSSSError, match=message):
+        create_backbone(spec)
+
+
+# --- objects by name ------------------------------------------------------------------------------
+
+
+def test_an_object_gets_a_name_that_stands_for_its_weights():
+    net = Strided()
+    name = register_object(net)
+    assert name == register_object(net)
+    assert name.endswith("Strided@" + name.split("@")[1])
+    one, two = create_backbone(name), create_backbone(name)
+    assert one is not net
+    assert one is not two
+    with torch.no_grad():
+        net.conv.weight.zero_()
+    assert one.conv.weight.abs().sum() > 0
+    assert torch.equal(create_backbone(name).conv.weight, one.conv.weight)
+    assert register_object(net) != name
 
 
 @pytest.mark.parametrize(
@@ -98,7 +237,10 @@ def test_freezing_a_module_of_another_base_class():
     [
         ("resnet8", r"'resnet8' is not known; did you mean 'resnet\d+' or"),
         ("VGG16x", "'VGG16x' is not known; valid names: mobilenet_v2, resnet101"),
-        ("torchvision:resnet19", "'torchvision:resnet19' is not known; did you mean 'resnet1"),
+        (
+            "torchvision:resnet19",
+            "'torchvision:resnet19' is no classifier of torchvision; did you mean 'resnet1",
+        ),
         ("timm:resnet1888", "'timm:resnet1888' is not a model of timm; did you mean 'resnet"),
         ("timm:zzzzzzzzz", r"not a model of timm; see timm.list_models\(\)"),
         ("keras:resnet50", "unknown library 'keras'; use 'timm:<model>', 'torchvision:<model>'"),

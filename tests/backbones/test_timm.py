@@ -88,7 +88,48 @@ def test_weights_from_a_file(tmp_path):
 
 
 def test_what_timm_cannot_do_is_told():
-    with pytest.raises(WSSSError, match=r"output_stride=8 .*set output_stride to null"):
-        create_backbone("timm:vgg11", output_stride=8)
     with pytest.raises(WSSSError, match=r"timm cannot make features of 'resnet18\.no_such_tag'"):
         create_backbone("timm:resnet18.no_such_tag")
+    with pytest.raises(WSSSError, match=r"timm cannot make features of 'resnet18' .*img_size"):
+        create_backbone("timm:resnet18", img_size=64)
+
+
+@torch.no_grad()
+def test_what_timm_cannot_dilate_is_resized():
+    torch.manual_seed(2)
+    own = create_backbone("timm:efficientvit_b0").eval()
+    torch.manual_seed(2)
+    fine = create_backbone("timm:efficientvit_b0", output_stride=8).eval()
+    assert fine.feature_info.strides == (4, 8, 16, 8)
+    images = torch.randn(1, 3, 64, 96)
+    for a, b in zip(own(images)[:3], fine(images)[:3], strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(fine(images)[3], F.interpolate(own(images)[3], (8, 12), mode="bilinear"))
+
+
+@torch.no_grad()
+def test_position_embeddings_are_resized_to_the_image():
+    net = create_backbone("timm:vit_tiny_patch16_224", img_size=64).eval()
+    assert net.image_size is None
+    assert net.feature_info.strides == (16, 16, 16)
+    assert net.network.model.pos_embed.shape[1] == 17  # 4 times 4 patches and the class token
+    images = torch.randn(1, 3, 96, 48)
+    maps = net(images)
+    assert [tuple(m.shape) for m in maps] == [(1, 192, 6, 3)] * 3
+    for ours, theirs in zip(maps, net.network(images), strict=True):
+        assert torch.equal(ours, theirs)
+    # the patches and each of the 12 blocks can be frozen
+    assert len(net.stages) >= 13
+
+
+@torch.no_grad()
+def test_models_of_one_size_see_the_image_resized():
+    net = create_backbone("timm:cait_xxs24_224", img_size=64).eval()
+    assert net.image_size == (64, 64)
+    images = torch.randn(1, 3, 90, 120)
+    seen = F.interpolate(F.pad(images, (0, 8, 0, 6)), (64, 64), mode="bilinear", antialias=True)
+    expected = net.network(seen)[-1]
+    assert expected.shape == (1, 192, 4, 4)
+    ours = net(images)[-1]
+    assert ours.shape == (1, 192, 6, 8)
+    torch.testing.assert_close(ours, F.interpolate(expected, (6, 8), mode="bilinear"))

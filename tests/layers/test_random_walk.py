@@ -479,6 +479,16 @@ def test_compiled():
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"), reason="this torch does not say that it exports"
+)
+def test_export_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match=r"^random_walk cannot be exported: its graph would be"):
+        torch.export.export(
+            RandomWalk(), (torch.rand(1, 2, 6, 8), torch.rand(1, 34, 6, 8)), strict=False
+        )
+
+
 def test_vmap_is_refused_in_a_sentence():
     scores, affinity = inputs(3, 2, 5, 6)
     with pytest.raises(ValueError, match=r"cannot be mapped by torch\.func\.vmap: .* fold the"):

@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from wsss_affinity.layers.transforms import outside_graphs, refuse_vmap
+from wsss_affinity.layers.transforms import outside_graphs, refuse_export, refuse_vmap
 
 
 def test_a_function_outside_graphs_is_called_as_it_is():
@@ -40,3 +40,17 @@ def test_layers_do_not_import_the_compiler():
 def test_refuse_vmap():
     with pytest.raises(ValueError, match=r"^some_layer cannot be mapped by torch\.func\.vmap: it"):
         refuse_vmap("some_layer")
+
+
+def test_refuse_export():
+    refuse_export("some_layer")  # nothing is exported here
+    if not hasattr(torch.compiler, "is_exporting"):
+        pytest.skip("this torch does not say whether it exports")
+
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            refuse_export("some_layer")
+            return x
+
+    with pytest.raises(ValueError, match=r"^some_layer cannot be exported: its graph would"):
+        torch.export.export(Layer(), (torch.zeros(2),), strict=False)

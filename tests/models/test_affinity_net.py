@@ -113,10 +113,17 @@ def test_group_norm_where_the_backbone_asks_for_it(net):
 
 
 def test_a_module_of_another_base_class():
-    module = nn.Sequential()
-    module.feature_info = FeatureInfo((5, 6, 7), (2, 4, 8))
-    module.mean = module.std = (0.5, 0.5, 0.5)
-    assert not list(AffinityNet(module).norms.parameters())
+    class Other(nn.Module):
+        feature_info = FeatureInfo((3, 3, 3), (2, 4, 16))
+        mean = std = (0.5, 0.5, 0.5)
+
+        def forward(self, images):
+            return [F.avg_pool2d(images, stride) for stride in self.feature_info.strides]
+
+    assert not list(AffinityNet(Other()).norms.parameters())
+    images = torch.rand(1, 3, 32, 48)
+    assert AffinityNet(Other())(images).shape == (1, 34, 2, 3)
+    assert AffinityNet(Other(), output_stride=8)(images).shape == (1, 34, 4, 6)
 
 
 def test_stride_is_8_unless_told_otherwise():

@@ -3,9 +3,10 @@ import segmentation_models_pytorch as smp
 import torch
 
 from wsss_affinity.backbones import create_backbone
+from wsss_affinity.backbones.grid import to_grid
 from wsss_affinity.errors import WSSSError
 from wsss_affinity.models import SegmentationNet
-from wsss_affinity.models.smp_encoder import smp_options
+from wsss_affinity.models.smp_encoder import PyramidEncoder, smp_options
 
 
 def test_tiny_is_named_with_its_depth_and_stride():
@@ -18,8 +19,44 @@ def test_tiny_is_named_with_its_depth_and_stride():
     assert options["encoder_name"] in smp.encoders.encoders
 
 
-def test_backbone_without_a_map_at_stride_two_is_no_encoder():
-    assert smp_options("resnet18") is None
+@pytest.mark.parametrize(
+    ("spec", "depth", "stride", "channels"),
+    [
+        ("resnet18", 5, 16, [3, 0, 64, 128, 256, 512]),
+        ("resnet18", 5, 32, [3, 0, 64, 128, 256, 512]),
+        ("timm:vit_tiny_patch16_224", 4, 16, [3, 0, 192, 192, 192]),
+        ("torchvision:vgg11", 5, 32, [3, 128, 256, 512, 512, 512]),
+    ],
+)
+@torch.no_grad()
+def test_levels_of_any_backbone(spec, depth, stride, channels):
+    encoder = PyramidEncoder(spec, None, depth, stride).eval()
+    assert encoder.out_channels == channels
+    shapes = [tuple(m.shape) for m in encoder(torch.randn(1, 3, 64, 96))]
+    strides = [1, *(min(2**i, stride) for i in range(1, depth + 1))]
+    assert shapes == [(1, c, 64 // s, 96 // s) for c, s in zip(channels, strides, strict=True)]
+
+
+@torch.no_grad()
+def test_levels_are_the_nearest_maps_in_order():
+    encoder = PyramidEncoder("timm:vit_tiny_patch16_224", None, 4, 16).eval()
+    images = torch.randn(1, 3, 64, 64)
+    maps = encoder.backbone(images * encoder._scale + encoder._shift)
+    *_, quarter, eighth, last = encoder(images)
+    assert torch.equal(last, maps[2])
+    assert torch.equal(eighth, to_grid(maps[1], (8, 8)))
+    assert torch.equal(quarter, to_grid(maps[0], (16, 16)))
+
+
+@pytest.mark.parametrize("architecture", ["DeepLabV3Plus", "Unet", "FPN"])
+def test_any_architecture_takes_any_backbone(architecture):
+    spec = {"_target_": "wsss_affinity.backbones.tiny.TinyBackbone"}
+    for encoder in ("torchvision:mobilenet_v3_small", create_backbone("resnet18")):
+        net = SegmentationNet(3, architecture=architecture, encoder=encoder)
+        assert net(torch.randn(2, 3, 50, 70)).shape == (2, 3, 50, 70)
+        assert not net.pretrained
+    if architecture == "DeepLabV3Plus":
+        assert SegmentationNet(3, architecture, spec)(torch.randn(2, 3, 40, 40)).shape[1] == 3
 
 
 def test_features_are_those_of_the_backbone(tmp_path):

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
@@ -55,3 +57,78 @@ def test_sdist_and_wheel_hold_the_configuration(tmp_path):
         env={"PYTHONPATH": str(unpacked), "PATH": "/usr/bin:/bin"},
     )
     assert result.stdout.strip() == "folder", result.stderr
+
+
+APP = {
+    "app.py": """
+import hydra
+from wsss_affinity import run_pipeline
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="app")
+def main(cfg):
+    cfg.train_cam.max_epochs = 1
+    result = run_pipeline(cfg)
+    import wsss_affinity
+
+    print(cfg.greeting, cfg.name, cfg.backbone.name, wsss_affinity.__file__)
+    print(result.score("CAM")["images"], list(result.stages), result.stages["make_cam"].path)
+
+
+main()
+""",
+    "conf/app.yaml": """
+defaults:
+  - config
+  - _self_
+  - override data: mine
+  - override experiment: quick
+greeting: hello
+""",
+    "conf/data/mine.yaml": """
+defaults: [shapes]
+num_train: 6
+num_val: 2
+image_size: 48
+num_workers: 0
+""",
+    "conf/experiment/quick.yaml": """
+# @package _global_
+defaults:
+  - override /backbone: tiny
+name: quick
+pipeline: {stages: [train_cam, make_cam, evaluate]}
+train_cam: {output_stride: 8, batch_size: 2, transform: {crop_size: 32}}
+cam: {scales: [1.0]}
+trainer: {accelerator: cpu}
+""",
+}
+
+
+@pytest.mark.slow
+def test_an_application_of_its_own_lists_our_groups(tmp_path):
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    wheel = next(tmp_path.glob("*.whl"))
+    subprocess.run([python, "-m", "pip", "install", "--no-deps", wheel], check=True)
+    # what the tests run with lends the rest; no .pth file of it is read, so no editable install
+    ask = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+    site = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True)
+    (Path(site.stdout.strip()) / "lent.pth").write_text(sysconfig.get_paths()["purelib"])
+    for name, text in APP.items():
+        path = tmp_path / "app" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.lstrip())
+    result = subprocess.run(
+        [python, "app.py", f"output_dir={tmp_path}/out"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path / "app",
+        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+    )
+    lines = result.stdout.splitlines()[-2:]
+    assert result.returncode == 0, result.stderr
+    assert lines[0].startswith(f"hello quick tiny {tmp_path}/venv/")
+    assert lines[1].startswith(f"6 ['train_cam', 'make_cam', 'evaluate'] {tmp_path}/out/artifacts/")

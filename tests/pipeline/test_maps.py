@@ -149,6 +149,25 @@ def test_mirror_images_go_one_by_one_where_memory_is_short(untrained, tmp_path, 
         torch.testing.assert_close(one, two, atol=1e-3, rtol=0)  # stored as float16
 
 
+def test_other_methods_make_maps_of_the_same_kind(untrained, tmp_path):
+    pytest.importorskip("pytorch_grad_cam", reason="the extra 'cams' is not installed")
+    size, found = "cam.scales=[1.0,0.5]", {}
+    for method in ("cam", "gradcam", "layercam"):
+        context = untrained(size, f"cam.method={method}", "cam.store_dtype=float32")
+        assert make_cam(context, tmp_path / method) == {"images": 6, "failed": []}
+        maps = Records(tmp_path / method, ".npz")
+        found[method] = {s.id: read_scores(maps, s.id) for s in context.source.train}
+    for name, (classes, scores, size) in found["cam"].items():
+        for method in ("gradcam", "layercam"):
+            other = found[method][name]
+            assert torch.equal(other[0], classes)
+            assert other[1].shape == scores.shape
+            assert other[2] == size
+            assert not torch.equal(other[1], scores)
+        # each class has channels that speak for it
+        assert found["layercam"][name][1].amax((1, 2)).min() > 0.9
+
+
 def test_image_too_large_for_memory_says_what_to_do(untrained, tmp_path, monkeypatch):
     def never(self, images):
         raise NO_MEMORY

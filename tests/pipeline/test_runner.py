@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from wsss_affinity import world
@@ -65,6 +66,38 @@ def test_scores_say_what_they_mean(finished):
     assert not by_name["segmentation"]["labels_given"]
     for score in result.scores:
         assert score["miou"] == pytest.approx(np.mean(list(score["iou"].values())), abs=1e-4)
+
+
+def test_a_result_gives_what_was_made(finished):
+    _, result = finished
+    first = result.source.train[0]
+    assert np.array_equal(
+        result.mask(first.id),
+        load_mask(result.stages["random_walk"].path / "masks" / f"{first.id}.png"),
+    )
+    cams = result.cam(first.id)
+    assert list(cams) == [result.source.classes[k] for k in first.labels]
+    grid = tuple(-(-side // 2) for side in result.mask(first.id).shape)  # cam.store_stride
+    assert {tuple(cam.shape) for cam in cams.values()} == {grid}
+    assert all(0 <= cam.min() <= cam.max() <= 1 for cam in cams.values())
+    assert result.score("pseudo-masks") in result.scores
+    assert 0 < result.score("pseudo-masks")["miou"] < 1
+    net = result.segmentation_net()
+    assert net(torch.zeros(1, 3, 32, 32)).shape[:2] == (1, 5)
+    assert not net.training
+    with pytest.raises(WSSSError, match=r"no score 'pseudo-mask'; did you mean 'pseudo-masks'"):
+        result.score("pseudo-mask")
+    with pytest.raises(WSSSError, match=r"nobody.png does not exist; give the id of a train"):
+        result.mask("nobody")
+
+
+def test_an_empty_result_says_so(tiny_config):
+    result = run_pipeline(tiny_config("pipeline.dry_run=true"))
+    for ask in (lambda: result.mask("x"), lambda: result.cam("x"), result.segmentation_net):
+        with pytest.raises(WSSSError, match=r"was neither run nor reused; add it to pipeline.stag"):
+            ask()
+    with pytest.raises(WSSSError, match="evaluate found no masks to score"):
+        result.score("CAM")
 
 
 def test_pseudo_mask_score_is_that_of_the_files(finished):

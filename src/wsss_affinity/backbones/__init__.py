@@ -6,18 +6,22 @@ from wsss_affinity.backbones import torchvision as _torchvision
 from wsss_affinity.backbones import vgg16 as _vgg16
 from wsss_affinity.backbones.base import Backbone, FeatureInfo, HeadStyle, load_weights
 from wsss_affinity.backbones.registry import (
+    Spec,
     create_backbone,
     list_backbones,
     register_backbone,
+    register_object,
 )
 
 __all__ = [
     "Backbone",
     "FeatureInfo",
     "HeadStyle",
+    "Spec",
     "create_backbone",
     "list_backbones",
     "load_weights",
     "register_backbone",
+    "register_object",
 ]
 del _resnet38d, _tiny, _torchvision, _vgg16

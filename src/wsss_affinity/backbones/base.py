@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -115,22 +115,6 @@ class Backbone(nn.Module):
         return frozen
 
 
-def check_backbone(module: nn.Module) -> Backbone:
-    """Return ``module`` if it keeps the contract of :class:`Backbone`.
-
-    Raises:
-        WSSSError: If an attribute is missing; the message says which.
-    """
-    missing = [n for n in ("feature_info", "mean", "std") if not hasattr(module, n)]
-    if missing:
-        raise WSSSError(
-            f"{type(module).__name__} is no backbone yet: it lacks {', '.join(missing)}; subclass "
-            "wsss_affinity.backbones.Backbone, or set feature_info=FeatureInfo(channels, strides), "
-            "mean and std on it and let forward return the list of feature maps"
-        )
-    return cast(Backbone, module)  # it need not be a subclass
-
-
 def load_weights(module: nn.Module, path: str | Path) -> list[str]:
     """Load a state dict from a file into ``module``.
 
@@ -144,8 +128,9 @@ def load_weights(module: nn.Module, path: str | Path) -> list[str]:
         WSSSError: If the file is missing or no state dict, if less than half of the parameters
             are in it, or if a shape differs.
     """
-    state = {n.removeprefix("network."): v for n, v in read_state_dict(path).items()}
-    own = module.state_dict()
+    state = {_bare(n): v for n, v in read_state_dict(path).items()}
+    names = {_bare(n): n for n in module.state_dict()}
+    own = {_bare(n): v for n, v in module.state_dict().items()}
     for name in own.keys() & state.keys():
         if own[name].shape != state[name].shape:
             raise WSSSError(
@@ -160,5 +145,11 @@ def load_weights(module: nn.Module, path: str | Path) -> list[str]:
             f"weights file {path} fits {len(wanted) - len(missing)} of {len(wanted)} entries of "
             f"the backbone (missing: {missing[0]}, …); is it another architecture's?"
         )
-    module.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+    module.load_state_dict({names[k]: v for k, v in state.items() if k in own}, strict=False)
     return missing
+
+
+def _bare(name: str) -> str:
+    while name.startswith("network."):
+        name = name.removeprefix("network.")
+    return name

@@ -42,7 +42,7 @@ class TorchvisionBackbone(Backbone):
         self._stages = stages
         for stage, stride in zip(self.stages[1:], strides, strict=True):
             if stride > output_stride:
-                _dilate(stage, stride // output_stride)
+                dilate(stage, stride // output_stride)
         self.feature_info = FeatureInfo(channels, tuple(min(s, output_stride) for s in strides))
 
     @property
@@ -62,7 +62,7 @@ class TorchvisionBackbone(Backbone):
         return features[1:]
 
 
-def _dilate(stage: nn.Module, dilation: int) -> None:
+def dilate(stage: nn.Module, dilation: int) -> None:
     """Undo the strides of a stage and widen its kernels to see as far as before."""
     for module in stage.modules():
         if isinstance(module, nn.MaxPool2d):

@@ -91,7 +91,7 @@ def label_vector(labels: Sequence[int], num_classes: int) -> Tensor:
 
 def item_seed(*parts: int) -> int:
     """Mix whole numbers into one seed."""
-    return int(np.random.SeedSequence(list(parts)).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(list(parts)).generate_state(1, np.uint64)[0]) >> 1
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wsss_affinity.layers.chebyshev import chebyshev_coefficients, walk
 from wsss_affinity.layers.neighborhood import Border, Neighborhood, pair_slices
-from wsss_affinity.layers.transforms import outside_graphs, refuse_vmap
+from wsss_affinity.layers.transforms import outside_graphs, refuse_export, refuse_vmap
 from wsss_affinity.layers.walk_planes import rounded, sharpened, symmetric
 
 Method = Literal["auto", "power", "chebyshev", "dense"]
@@ -94,6 +94,7 @@ def random_walk(
         tensor([[0.2500, 0.2500],
                 [0.2500, 0.2500]])
     """
+    refuse_export("random_walk")
     _RefuseVmap.apply(scores, affinity)
     neighborhood = Neighborhood(radius)
     _check(scores, affinity, neighborhood, beta, num_steps, method, tol, storage)

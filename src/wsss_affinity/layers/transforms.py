@@ -1,4 +1,4 @@
-"""What layers do under ``torch.compile`` and ``torch.func.vmap``."""
+"""What layers do under ``torch.compile``, ``torch.export`` and ``torch.func.vmap``."""
 
 from __future__ import annotations
 
@@ -27,6 +27,17 @@ def outside_graphs(function: Callable[Inputs, Output]) -> Callable[Inputs, Outpu
         return function(*args, **kwargs)
 
     return wrapper
+
+
+def refuse_export(function: str) -> None:
+    """Say that a function has no graph to export, where ``torch.export`` calls it."""
+    # told since torch 2.7; before, torch.export ends in an error of its own
+    exporting = getattr(torch.compiler, "is_exporting", None)
+    if exporting is not None and exporting():
+        raise ValueError(
+            f"{function} cannot be exported: its graph would be thousands of steps; export the "
+            "network alone (AffinityNet.features, say) and call the operator on what it returns"
+        )
 
 
 def refuse_vmap(function: str) -> NoReturn:

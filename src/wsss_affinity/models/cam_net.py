@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from wsss_affinity.backbones import HeadStyle, create_backbone
+from wsss_affinity.backbones import HeadStyle, Spec, create_backbone
 from wsss_affinity.layers.cam import CAMHead
 from wsss_affinity.models.multi_scale import multi_scale_sum
 
@@ -32,7 +32,7 @@ class CAMNet(nn.Module):
 
     def __init__(
         self,
-        backbone: str | nn.Module,
+        backbone: Spec,
         num_classes: int,
         dropout: float | None = None,
         **backbone_options: Any,

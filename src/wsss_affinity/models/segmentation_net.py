@@ -10,7 +10,7 @@ import timm
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_affinity.backbones import list_backbones
+from wsss_affinity.backbones import Spec, list_backbones
 from wsss_affinity.backbones.base import IMAGENET_MEAN, IMAGENET_STD, load_weights
 from wsss_affinity.errors import WSSSError, did_you_mean
 from wsss_affinity.models.multi_scale import multi_scale_sum
@@ -23,8 +23,9 @@ class SegmentationNet(nn.Module):
     Args:
         num_classes: Labels of a mask, background included.
         architecture: Its name there: ``"DeepLabV3Plus"``, ``"Unet"``, ``"FPN"``, …
-        encoder: Its encoder's name there, ``"timm:<model>"``, or a registered backbone of ours
-            with maps at strides 2, 4 and 8 (such as ``"tiny"``, for DeepLabV3Plus).
+        encoder: Its encoder's name there, ``"timm:<model>"``, or what else
+            :func:`~wsss_affinity.backbones.create_backbone` takes (backbones with maps at strides
+            2, 4 and 8, such as ``"tiny"``, for DeepLabV3Plus only).
         weights: ``"imagenet"``, the path of a state dict of the encoder, or None.
         freeze_batchnorm: Keep every BatchNorm of the encoder as loaded.
 
@@ -45,7 +46,7 @@ class SegmentationNet(nn.Module):
         self,
         num_classes: int,
         architecture: str = "DeepLabV3Plus",
-        encoder: str = "resnet50",
+        encoder: Spec = "resnet50",
         weights: str | None = None,
         freeze_batchnorm: bool = False,
     ) -> None:
@@ -54,18 +55,20 @@ class SegmentationNet(nn.Module):
         if architecture.lower() not in known:
             hint = did_you_mean(architecture, [model.__name__ for model in known.values()])
             raise WSSSError(f"segmentation architecture {architecture!r} is not known; {hint}")
-        name = encoder.replace("timm:", "tu-", 1)
+        name = encoder.replace("timm:", "tu-", 1) if isinstance(encoder, str) else ""
         if name.startswith("tu-") and not timm.is_model(name.removeprefix("tu-")):
             raise WSSSError(
                 f"segmentation encoder {encoder!r} is not a model of timm; see timm.list_models()"
             )
         options: dict[str, Any] | None = {"encoder_name": name}
-        if name in list_backbones() and name not in smp.encoders.encoders:
-            options = smp_options(name)
+        named = name in list_backbones() or name.startswith("torchvision:")
+        own = not isinstance(encoder, str) or (named and name not in smp.encoders.encoders)
+        if own:
+            options = smp_options(encoder, weights)
         elif not name.startswith("tu-") and name not in smp.encoders.encoders:
             options = None
         if options is None:
-            hint = did_you_mean(encoder, smp.encoders.encoders)
+            hint = did_you_mean(str(encoder), smp.encoders.encoders)
             raise WSSSError(
                 f"segmentation encoder {encoder!r} is not one of segmentation-models-pytorch; "
                 f"{hint}"
@@ -74,7 +77,7 @@ class SegmentationNet(nn.Module):
             self.network = smp.create_model(
                 architecture,
                 **options,
-                encoder_weights="imagenet" if weights == "imagenet" else None,
+                encoder_weights="imagenet" if weights == "imagenet" and not own else None,
                 classes=num_classes,
             )
         except OSError as error:
@@ -87,10 +90,11 @@ class SegmentationNet(nn.Module):
                 f"segmentation architecture {architecture!r} cannot use encoder {encoder!r}: "
                 f"{error}; choose another of the two"
             ) from error
-        if weights not in (None, "imagenet"):
-            encoder_net = self.network.encoder
-            load_weights(getattr(encoder_net, "backbone", encoder_net), weights)
-        self.pretrained = weights is not None
+        if weights not in (None, "imagenet") and not own:
+            load_weights(self.network.encoder, weights)
+        self.pretrained = weights is not None or (
+            own and bool(getattr(self.network.encoder.backbone, "pretrained", False))
+        )
         self.freeze_batchnorm = freeze_batchnorm
         if freeze_batchnorm:
             for module in self._encoder_norms():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,14 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
+from wsss_affinity.backbones import register_object
+from wsss_affinity.backbones.registry import TARGET
+from wsss_affinity.config import BACKBONE_KEYS
 from wsss_affinity.data.datamodule import resolve_workers
 from wsss_affinity.data.source import Problem, Sample, Source
+from wsss_affinity.errors import WSSSError
 from wsss_affinity.models import AffinityNet, CAMNet, SegmentationNet
 from wsss_affinity.pipeline.storage import RecordWriter, record_writer
 from wsss_affinity.tasks import Optimization
@@ -91,14 +97,47 @@ class Context:
         return SegmentationNet(
             num_classes=len(self.source.classes) + int(self.source.background),
             architecture=section.architecture,
-            encoder=section.encoder,
+            encoder=self.plain("train_segmentation")["encoder"],
             weights=section.weights,
             freeze_batchnorm=section.freeze_batchnorm,
         )
 
     def _backbone(self) -> dict[str, Any]:
-        options = self.plain("backbone")
-        return {"backbone": options.pop("name"), **options}
+        return backbone_options(self.cfg)
+
+
+def backbone_options(cfg: DictConfig) -> dict[str, Any]:
+    """The section ``backbone`` as arguments of a network.
+
+    Raises:
+        WSSSError: If it is not whole.
+    """
+    section = OmegaConf.to_container(cfg.backbone, resolve=True)
+    assert isinstance(section, dict)
+    options = {str(name): value for name, value in section.items()}
+    absent = [key for key in BACKBONE_KEYS if key not in options]
+    if absent or (TARGET in options and isinstance(options["name"], str)):
+        what = f"lacks {', '.join(absent)}" if absent else f"has a name beside {TARGET}"
+        raise WSSSError(
+            f"the backbone's configuration {what}; begin it with `defaults: [target, _self_]`, or "
+            "choose backbone=target on the command line"
+        )
+    spec = options.pop("name")
+    if isinstance(spec, dict):  # it holds the arguments
+        options = {key: options[key] for key in BACKBONE_KEYS if key in options}
+    return {"backbone": spec, **options}
+
+
+def with_backbone(cfg: DictConfig, module: nn.Module) -> DictConfig:
+    """The configuration with a network of the caller's own as its backbone.
+
+    Its class, layers and weights are part of the fingerprints; every stage starts from a copy.
+    """
+    changed = copy.deepcopy(cfg)
+    section: dict[str, Any] = {"name": register_object(module), "weights": None}
+    section |= {"freeze_batchnorm": False, "freeze_stages": 0}
+    OmegaConf.update(changed, "backbone", section, merge=False)
+    return changed
 
 
 def leave_out(samples: Sequence[Sample], problems: Iterable[Problem]) -> tuple[Sample, ...]:

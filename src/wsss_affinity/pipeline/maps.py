@@ -22,7 +22,8 @@ from wsss_affinity.files import encode_arrays
 from wsss_affinity.layers import DenseCRF, add_background, normalize_cam
 from wsss_affinity.layers.cam import height_prior
 from wsss_affinity.models import AffinityNet, CAMNet
-from wsss_affinity.models.multi_scale import out_of_memory
+from wsss_affinity.models.cam_methods import cam_function
+from wsss_affinity.models.multi_scale import multi_scale_sum, out_of_memory
 from wsss_affinity.pipeline.context import Context
 from wsss_affinity.pipeline.fit import load_trained, to_device
 from wsss_affinity.pipeline.mapping import map_images
@@ -99,17 +100,19 @@ def write_cams(
     section = context.cfg.cam
     net = context.cam_net()
     load = prepare(net, context.inputs["train_cam"], context)
+    maps = cam_function(net, section.method)
+    options = {"scales": section.scales, "flip": section.flip}
 
     @torch.inference_mode()
     def work(sample: Sample, image: Tensor) -> dict[str, bytes]:
         height, width = image.shape[-2:]
         grid = -(-height // section.store_stride), -(-width // section.store_stride)
-        with enough_memory(image):
-            cam = net.multi_scale_cam(
-                image.to(context.device), size=grid, scales=section.scales, flip=section.flip
-            )[0].cpu()
         present = label_vector(sample.labels, len(context.source.classes)).nonzero().flatten()
-        scores = normalize_cam(cam[present] * _prior(context, present, grid))
+        with enough_memory(image):
+            cam = multi_scale_sum(
+                lambda images: maps(images, present), image.to(context.device), size=grid, **options
+            )[0].cpu()
+        scores = normalize_cam(cam[present] * prior(context, present, grid))
         size, dtype = (height, width), section.store_dtype
         return {"cams": encode_scores(present, scores, size, dtype=dtype)}
 
@@ -118,14 +121,14 @@ def write_cams(
     return map_images(name, samples, load, work, output=output, num_workers=workers, skip=skip)
 
 
-def _prior(context: Context, present: Tensor, grid: tuple[int, int]) -> Tensor:
+def prior(context: Context, present: Tensor, grid: tuple[int, int]) -> Tensor:
     """What ``cam.height_prior`` says of the classes, ``(n, h, 1)``; 1 where it says nothing."""
-    prior = torch.ones(len(present), grid[0], 1)
+    weights = torch.ones(len(present), grid[0], 1)
     for row, index in enumerate(present.tolist()):
         known = context.cfg.cam.height_prior.get(context.source.classes[index])
         if known is not None:
-            prior[row] = height_prior(grid[0], *known)
-    return prior
+            weights[row] = height_prior(grid[0], *known)
+    return weights
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def objective(cfg: DictConfig, result: RunResult) -> Objective | None:
             work = CountMask(source, masks)
             (tally,) = tally_images(context, "objective", context.scored("random_walk"), work, 1)
             value = rounded(mean_iou(tally.confusion[0]))
-        elif name == _EVIDENCE:
+        elif name == _EVIDENCE and "train_cam" in stage_graph(cfg):
             if "train_cam" not in result.stages:
                 raise WSSSError(
                     f"objective {name} needs the artefact of train_cam, which is gone; add "
@@ -116,7 +116,8 @@ def objective(cfg: DictConfig, result: RunResult) -> Objective | None:
         return Objective(name, float(value))
     if cfg.objective is None:
         return None
-    raise WSSSError(f"objective {name} cannot be told, there are no masks for it; choose another")
+    lacks = "is no classifier" if name == _EVIDENCE else "are no masks"
+    raise WSSSError(f"objective {name} cannot be told, there {lacks} for it; choose another")
 
 
 def evidence(context: Context, samples: Sequence[Sample], masks: Records, trained: Path) -> float:

@@ -11,9 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 from wsss_affinity.data.source import Source
 from wsss_affinity.errors import WSSSError, did_you_mean
 from wsss_affinity.pipeline.artifact import file_fingerprint, fingerprint
+from wsss_affinity.pipeline.foreign_cams import cams_fingerprint
 from wsss_affinity.pipeline.source import ListKeys
 from wsss_affinity.pipeline.stages import STAGES, Stage
 
+_AFFINITIES = ("network", "attention")
 _TARGETS = ("pseudo_masks", "ground_truth")
 #: Settings of the trainer that change where the work is done, not what comes out
 _MACHINE = ("accelerator", "devices", "num_nodes", "strategy")
@@ -47,6 +49,8 @@ def fingerprints(
             data = [*train, *scored, *meaning, _settings(cfg, "backbone")]
             if cfg.evaluate.val_cam:
                 data += [_settings(cfg, section) for section in ("cam", "data.max_side")]
+        elif name == "make_cam" and cfg.cams_from is not None:
+            data = [*train, cams_fingerprint(cfg, source), _settings(cfg, "data.max_side")]
         elif _learns_from_masks(stage, cfg):
             data = [*train, lists.train_masks]
         inputs = [n for n in reads(stage, cfg) if n in keys]
@@ -68,9 +72,20 @@ def reads(stage: Stage, cfg: DictConfig) -> tuple[str, ...]:
     """Stages whose artefacts a stage needs under this configuration."""
     if _learns_from_masks(stage, cfg):
         return ()
+    unread = _left_out(cfg)
     if stage.name == "evaluate" and not cfg.evaluate.val_cam:
-        return tuple(name for name in stage.reads if name != "train_cam")
-    return stage.reads
+        unread |= {"train_cam"}
+    return tuple(name for name in stage.reads if name not in unread)
+
+
+def _left_out(cfg: DictConfig) -> set[str]:
+    """Stages that there is no need of, since something else stands in for what they make."""
+    if cfg.walk.affinity not in _AFFINITIES:
+        hint = did_you_mean(str(cfg.walk.affinity), _AFFINITIES)
+        raise WSSSError(f"walk.affinity is {cfg.walk.affinity!r}; {hint}")
+    attention = cfg.walk.affinity == "attention"
+    unread = {"affinity_labels", "train_affinity"} if attention else set()
+    return unread if cfg.cams_from is None else unread | {"train_cam"}
 
 
 def _learns_from_masks(stage: Stage, cfg: DictConfig) -> bool:
@@ -90,11 +105,17 @@ def _settings(cfg: DictConfig, section: str) -> Any:
         if section == "trainer":
             # to Lightning a limit of 1 is one batch, and one of 1.0 is all of them
             return {k: v for k, v in content.items() if k not in _MACHINE}
-        weights = content.get("weights")
-        if weights not in (None, "imagenet"):
-            # the file counts, not where it lies
-            content = {**content, "weights": file_fingerprint(Path(str(weights)))}
+        content = _without_paths(content)
     return _one_spelling(content)
+
+
+def _without_paths(content: dict[Any, Any]) -> dict[Any, Any]:
+    """Name weights by what is in their file, not by where it lies."""
+    content = {k: _without_paths(v) if isinstance(v, dict) else v for k, v in content.items()}
+    weights = content.get("weights")
+    if weights not in (None, "imagenet"):
+        content["weights"] = file_fingerprint(Path(str(weights)))
+    return content
 
 
 def _one_spelling(value: Any) -> Any:
@@ -128,7 +149,14 @@ def stage_graph(cfg: DictConfig) -> list[str]:
     Raises:
         WSSSError: If a name is no stage, or a stage's input is not among them.
     """
+    unread = _left_out(cfg)
+    if "train_cam" in unread and cfg.evaluate.val_cam:
+        raise WSSSError(
+            "evaluate.val_cam needs the classifier, which cams_from leaves out; set "
+            "evaluate.val_cam=false"
+        )
     graph = _names(cfg.pipeline.stages, list(STAGES), "pipeline.stages")
+    graph = [name for name in graph if name not in unread]
     for name in graph:
         absent = [n for n in reads(STAGES[name], cfg) if n not in graph]
         if absent and name != "evaluate":
@@ -169,5 +197,10 @@ def _names(value: Any, known: Sequence[str], key: str) -> list[str]:
     names = [value] if isinstance(value, str) else list(value)
     for name in names:
         if name not in known:
+            if name in STAGES:
+                raise WSSSError(
+                    f"{key}: {name} is not run with this configuration; it is not in "
+                    "pipeline.stages, or cams_from or walk.affinity leave it out"
+                )
             raise WSSSError(f"{key}: {name!r} is no stage; {did_you_mean(str(name), known)}")
     return [name for name in known if name in names]

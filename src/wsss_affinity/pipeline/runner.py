@@ -6,18 +6,22 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from omegaconf import DictConfig
+from torch import Tensor
 
 from wsss_affinity import interrupt, world
 from wsss_affinity.data.source import Problem, Source
-from wsss_affinity.errors import WSSSError
+from wsss_affinity.errors import WSSSError, did_you_mean
 from wsss_affinity.files import write_bytes
+from wsss_affinity.models import SegmentationNet
 from wsss_affinity.pipeline.artifact import ArtifactStore, led
-from wsss_affinity.pipeline.context import Context, leave_out
+from wsss_affinity.pipeline.context import Context, leave_out, with_backbone
 from wsss_affinity.pipeline.evaluate import hands_in
 from wsss_affinity.pipeline.in_use import in_use, run_folder
 from wsss_affinity.pipeline.plan import (
@@ -28,12 +32,17 @@ from wsss_affinity.pipeline.plan import (
     reads,
     stage_graph,
 )
+from wsss_affinity.pipeline.predict import load_network
+from wsss_affinity.pipeline.scores import read_labels, read_scores
 from wsss_affinity.pipeline.settings import check_settings
 from wsss_affinity.pipeline.source import check_data, load_source
 from wsss_affinity.pipeline.stages import STAGES
+from wsss_affinity.pipeline.storage import Records
 from wsss_affinity.pipeline.val_cam import check_val_cam
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from wsss_affinity.pipeline.objective import Objective
 
 log = logging.getLogger(__name__)
@@ -81,6 +90,57 @@ class RunResult:
         result = self.stages.get("evaluate")
         return [] if result is None else list(result.manifest["metrics"]["scores"])
 
+    def score(self, name: str) -> dict[str, Any]:
+        """One of :attr:`scores`, e.g. ``result.score("pseudo-masks")["miou"]``.
+
+        Raises:
+            WSSSError: If there is none of that name.
+        """
+        by_name = {score["name"]: score for score in self.scores}
+        if name not in by_name:
+            hint = did_you_mean(name, by_name) if by_name else "evaluate found no masks to score"
+            raise WSSSError(f"there is no score {name!r}; {hint}")
+        return by_name[name]
+
+    def mask(self, id: str) -> NDArray[np.uint8]:
+        """Pseudo-mask of a training image, ``(H, W)``: 0 background, 1… classes, 255 unsure.
+
+        Raises:
+            WSSSError: If there is none.
+        """
+        return read_labels(_with(id, self._masks), id)
+
+    def cam(self, id: str) -> dict[str, Tensor]:
+        """Activation maps ``(h, w)`` of a training image, by class.
+
+        Raises:
+            WSSSError: If there are none.
+        """
+        classes, scores, _ = read_scores(_with(id, self._cams), id)
+        assert self.source is not None  # there is no stage without it
+        return {self.source.classes[k]: s for k, s in zip(classes.tolist(), scores, strict=True)}
+
+    def segmentation_net(self) -> SegmentationNet:
+        """The trained segmentation network, on the CPU and in evaluation mode.
+
+        Raises:
+            WSSSError: If there is none.
+        """
+        return load_network(self._stage("train_segmentation"))[0]
+
+    @cached_property
+    def _masks(self) -> Records:
+        return Records(self._stage("random_walk") / "masks", ".png")
+
+    @cached_property
+    def _cams(self) -> Records:
+        return Records(self._stage("make_cam"), ".npz")
+
+    def _stage(self, name: str) -> Path:
+        if name not in self.stages:
+            raise WSSSError(f"{name} was neither run nor reused; add it to pipeline.stages")
+        return self.stages[name].path
+
     @property
     def failed(self) -> tuple[Problem, ...]:
         """Photographs that were left out because a stage failed on them, and why."""
@@ -93,11 +153,17 @@ class RunResult:
         return {} if result is None else dict(result.manifest["metrics"]["sweeps"])
 
 
-def run_pipeline(cfg: DictConfig, *, tell: Callable[[str], None] | None = None) -> RunResult:
+def run_pipeline(
+    cfg: DictConfig,
+    *,
+    backbone: nn.Module | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> RunResult:
     """Run the stages that the configuration asks for.
 
     Args:
         cfg: As composed from ``conf/config.yaml``.
+        backbone: A network in place of the one the configuration names; it is not changed.
         tell: Called with the name of each stage before it is run or reused.
 
     Returns:
@@ -108,6 +174,8 @@ def run_pipeline(cfg: DictConfig, *, tell: Callable[[str], None] | None = None) 
         WSSSError: For bad input, with one sentence that says what to do.
         Interrupted: If a stop was asked for (:mod:`wsss_affinity.interrupt`).
     """
+    if backbone is not None:
+        cfg = with_backbone(cfg, backbone)
     graph = stage_graph(cfg)
     chosen = chosen_stages(cfg, graph)
     forced = forced_stages(cfg, chosen)
@@ -174,6 +242,12 @@ def run_pipeline(cfg: DictConfig, *, tell: Callable[[str], None] | None = None) 
             if cfg.data.on_error == "stop" and results[name].failed:
                 _refuse(results[name])
     return RunResult(results, skipped, source)
+
+
+def _with(id: str, records: Records) -> Records:
+    if id not in records:
+        raise WSSSError(f"{records.file(id)} does not exist; give the id of a training image")
+    return records
 
 
 def _found(store: ArtifactStore, keys: dict[str, str]) -> list[str]:

@@ -15,7 +15,9 @@ from wsss_affinity.errors import WSSSError, did_you_mean
 from wsss_affinity.layers.dense_crf import DenseCRF
 from wsss_affinity.layers.neighborhood import Neighborhood
 from wsss_affinity.layers.random_walk import random_walk
-from wsss_affinity.models import AffinityNet, CAMNet, SegmentationNet
+from wsss_affinity.models import AffinityNet, AttentionNet, CAMNet, SegmentationNet
+from wsss_affinity.models.cam_methods import check_cam_method
+from wsss_affinity.pipeline.context import backbone_options
 from wsss_affinity.pipeline.storage import FORMATS
 from wsss_affinity.tasks.base import Optimization, optimizer_class
 
@@ -59,6 +61,7 @@ def check_settings(cfg: DictConfig, stages: Collection[str], classes: Sequence[s
     if dropout is not None and not (_is_number(dropout) and 0 <= dropout < 1):
         raise WSSSError(f"train_cam.dropout must be null or lie in [0, 1), got {dropout!r}")
     if "make_cam" in stages:
+        check_cam_method(cfg.cam.method)
         _scales(cfg.cam.scales, "cam.scales")
         _whole(cfg.cam.store_stride, "cam.store_stride", 1)
         _one_of(cfg.cam.store_dtype, _DTYPES, "cam.store_dtype")
@@ -76,7 +79,8 @@ def check_settings(cfg: DictConfig, stages: Collection[str], classes: Sequence[s
         _walk(cfg)
     if "train_segmentation" in stages:
         section = cfg.train_segmentation
-        SegmentationNet(2, architecture=section.architecture, encoder=section.encoder)
+        encoder = OmegaConf.to_container(section, resolve=True)["encoder"]  # type: ignore[index, call-overload]
+        SegmentationNet(2, architecture=section.architecture, encoder=encoder)
     if "evaluate" in stages:
         _evaluate(cfg.evaluate)
 
@@ -132,12 +136,10 @@ def _builds(
     cfg: DictConfig, stage: str, kind: type[CAMNet] | type[AffinityNet], **options: Any
 ) -> None:
     """Build a network without memory for its weights, and without those that it starts from."""
-    backbone = {str(key): value for key, value in cfg.backbone.items()} | {"weights": None}
-    name = backbone.pop("name")
-    options |= {"output_stride": cfg[stage].output_stride, **backbone}
+    options |= {"output_stride": cfg[stage].output_stride, **backbone_options(cfg)}
     try:
         with torch.device("meta"):
-            kind(name, **options)
+            kind(**options | {"weights": None})
     except WSSSError as error:
         raise WSSSError(f"backbone with {stage}.output_stride: {error}") from error
 
@@ -157,6 +159,10 @@ def _crop(cfg: DictConfig) -> None:
 
 def _walk(cfg: DictConfig) -> None:
     walk, radius = cfg.walk, cfg.train_affinity.radius
+    if walk.affinity == "attention":
+        radius = walk.attention.radius
+        with torch.device("meta"), _key("walk.attention"):
+            AttentionNet(**{**walk.attention, "weights": None})
     _one_of(walk.padding, ("masked", "psa"), "walk.padding")
     _one_of(walk.store_dtype, _DTYPES, "walk.store_dtype")
     _positive(walk.alpha, "walk.alpha")

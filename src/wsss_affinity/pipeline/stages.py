@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsss_affinity.pipeline import evaluate, maps, train, walk
+from wsss_affinity.pipeline import evaluate, foreign_cams, maps, train, walk
 from wsss_affinity.pipeline.context import Context
 
 
@@ -30,6 +30,11 @@ class Stage:
     schema: int = 1
 
 
+def _make_cam(context: Context, directory: Path) -> dict[str, Any]:
+    ready_made = context.cfg.cams_from is not None
+    return (foreign_cams.take_cams if ready_made else maps.make_cam)(context, directory)
+
+
 _FIT = ("backbone", "trainer", "seed", "data.max_side")
 
 STAGES: dict[str, Stage] = {
@@ -37,7 +42,7 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage("train_cam", (), ("train_cam", *_FIT), train.train_cam),
         # 2: the kernel of PIL where images are enlarged
-        Stage("make_cam", ("train_cam",), ("cam",), maps.make_cam, schema=2),
+        Stage("make_cam", ("train_cam",), ("cam",), _make_cam, schema=2),
         Stage("affinity_labels", ("make_cam",), ("affinity_labels",), maps.make_affinity_labels),
         Stage(
             "train_affinity",

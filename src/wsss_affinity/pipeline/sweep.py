@@ -30,6 +30,7 @@ from wsss_affinity.pipeline.scores import (
 )
 from wsss_affinity.pipeline.scoring import Score, make_score, sweep_rows
 from wsss_affinity.pipeline.storage import Records
+from wsss_affinity.pipeline.walk import walk_stride
 
 Counts = Callable[[Sample], tuple[ImageCounts, ...]]
 Rows = list[dict[str, Any]]
@@ -213,7 +214,7 @@ def score_walk(context: Context) -> tuple[list[Score], dict[str, Rows]]:
         masks=Records(context.inputs["random_walk"] / "masks", ".png"),
         scores=Records(context.inputs["random_walk"] / "scores", ".npz"),
         max_side=context.max_side,
-        stride=context.cfg.train_affinity.output_stride,
+        stride=walk_stride(context),
         crf=DenseCRF(**context.plain("walk.crf")),
         settings=tuple((alphas[alpha], n) for alpha, n in settings),
     )

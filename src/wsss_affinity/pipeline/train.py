@@ -91,7 +91,7 @@ def train_segmentation(context: Context, directory: Path) -> dict[str, Any]:
         "classes": list(context.source.classes),
         "background": context.source.background,
         "architecture": section.architecture,
-        "encoder": section.encoder,
+        "encoder": context.plain("train_segmentation")["encoder"],
         "max_side": context.max_side,
     }
     write_bytes(directory / NETWORK, (json.dumps(description, indent=2) + "\n").encode())

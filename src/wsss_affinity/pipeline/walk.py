@@ -13,7 +13,10 @@ from torch import Tensor
 from wsss_affinity.data.images import load_image, mask_png, resize_mask
 from wsss_affinity.data.source import Sample
 from wsss_affinity.layers import DenseCRF, add_background
+from wsss_affinity.models import AttentionNet
+from wsss_affinity.models.walking_net import WalkingNet
 from wsss_affinity.pipeline.context import Context
+from wsss_affinity.pipeline.fit import to_device
 from wsss_affinity.pipeline.mapping import map_images
 from wsss_affinity.pipeline.maps import LoadTensor, enough_memory, made, prepare
 from wsss_affinity.pipeline.scores import (
@@ -100,13 +103,30 @@ def walk_options(context: Context) -> dict[str, Any]:
     return {name: section[name] for name in names}
 
 
+def walk_stride(context: Context) -> int:
+    """Side of a cell of walked scores, in pixels."""
+    if context.cfg.walk.affinity == "attention":
+        with torch.device("meta"):  # no memory for its weights
+            return AttentionNet(context.cfg.walk.attention.name, weights=None).stride
+    return int(context.cfg.train_affinity.output_stride)
+
+
+def _walking_net(context: Context) -> tuple[WalkingNet, LoadTensor]:
+    """What predicts affinities, and what loads images for it."""
+    if context.cfg.walk.affinity == "attention":
+        vit = AttentionNet(**context.plain("walk.attention"))
+        to_device(vit, context.device)
+        return vit, LoadTensor(vit.mean, vit.std, context.max_side)
+    net = context.affinity_net()
+    return net, prepare(net, context.inputs["train_affinity"], context)
+
+
 def make_random_walk(context: Context, directory: Path) -> dict[str, Any]:
     """Spread the activation maps along affinities (Ahn & Kwak, CVPR 2018, section 3.3).
 
     The walk is linear: the backgrounds of other α walk along, so that these can be scored too.
     """
     section = context.cfg.walk
-    net = context.affinity_net()
     output = {
         "scores": context.writer(directory / "scores", ".npz"),
         "masks": context.writer(directory / "masks", ".png"),
@@ -114,7 +134,7 @@ def make_random_walk(context: Context, directory: Path) -> dict[str, Any]:
     walked = output["scores"].stored
     # the background's own α comes first, then the others
     alphas = (section.alpha, *section.alpha_sweep) if context.source.background else ()
-    image = prepare(net, context.inputs["train_affinity"], context)
+    net, image = _walking_net(context)
     load = LoadWalk(image, Records(context.inputs["make_cam"], ".npz"), alphas, walked)
     options = walk_options(context)
 
