@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 
 # the stamp is newer than pyproject.toml once everything in it is installed
 $(VENV)/.installed: pyproject.toml
@@ -22,5 +22,8 @@ check: $(VENV)/.installed ## formatting, rules and types
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
+docs: $(VENV)/.installed ## the site, in build/docs
+	$(RUN) -m sphinx -W --keep-going -b html -d build/doctrees docs build/docs $(ARGS)
+
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) outputs build

@@ -100,7 +100,16 @@ def test_what_cannot_be_started(commands, trainer, multirun, said):
     assert commands == []
 
 
-def test_devices():
+def test_more_processes_than_cores_are_refused(monkeypatch):
+    for cores, most in ((None, 2), (1, 2), (4, 4)):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        assert len(launch._devices(config(devices=most))) == most
+        with pytest.raises(WSSSError, match=rf"trainer\.devices=5 .* good for {most}; lower it"):
+            launch._devices(config(devices=5))
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
     assert launch._devices(config()) == [torch.device("cpu")]
     assert launch._devices(config(devices="auto")) == [torch.device("cpu")]
     assert launch._devices(config(devices=3)) == [torch.device("cpu")] * 3

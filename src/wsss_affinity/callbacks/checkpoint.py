@@ -19,7 +19,7 @@ class FitCheckpoint(pl.Callback):
     """Writes the whole training state, atomically, to one file, and stops where that was asked for.
 
     The state is written after every epoch, within long epochs now and then, and after the step
-    during which a stop was requested (:func:`wsss_affinity.interrupt.requested`, in any of the
+    during which a stop was requested (Ctrl-C or SIGTERM, in any of the
     processes). It must be the last callback that keeps a state of its own.
 
     Args:

@@ -22,8 +22,8 @@ def camvid_source(
 
     SegNet's layout has lists ``<split>.txt`` with an image and its annotation on each line, of
     which the last two parts of the paths count (``/SegNet/CamVid/train/0001TP_006690.png``). The
-    original one is recognised by its folder ``701_StillsRaw_full``, see
-    :func:`~wsss_affinity.data.camvid_original.original_samples`.
+    original one is recognised by its folder ``701_StillsRaw_full``; beside it are
+    ``LabeledApproved_full`` and ``label_colors.txt``.
 
     There is no background: mask values 0 to 10 are the classes, 11 and 255 are void. The
     image-level labels are the classes that cover a pixel of the mask.

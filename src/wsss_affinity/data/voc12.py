@@ -35,11 +35,11 @@ def voc12_source(
     Args:
         root: Folder of the devkit (the one with ``JPEGImages``), or the folder that holds
             ``VOCdevkit/VOC2012``.
-        prepared: Folder for what is made, see :func:`~wsss_affinity.data.sbd.prepare_train_aug`.
+        prepared: Folder for the masks and the list of ``train_aug``.
         sbd_root: Folder of SBD, ``benchmark_RELEASE/dataset``; None is ``sbd`` below ``root``.
         download: Fetch VOC 2012 (2 GB) and SBD (1.4 GB) into ``root``, as far as they are not
             there. The test images are to be had from VOC's server only, after logging in.
-        train_split: As in :func:`~wsss_affinity.data.voc.voc_source`, like the next ones.
+        train_split: As in :func:`~wsss_affinity.data.voc_source`, like the next ones.
         score_split: Split to score pseudo-masks on.
         val_split: Split to score the segmentation network on.
         test_split: ``test``, once the archive of the test images is unpacked over the devkit.

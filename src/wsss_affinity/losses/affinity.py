@@ -42,7 +42,8 @@ def affinity_loss(
             NaN, and a logarithm of less than 0, make the loss NaN.
         label_map: ``(B, h, w)`` integer: 0 background, 1… object classes, 255 unsure.
         radius: The radius the affinities were computed with.
-        border: Which pairs exist at the border, see :meth:`Neighborhood.valid`.
+        border: Which pairs exist at the border, see
+            :meth:`~wsss_affinity.layers.Neighborhood.valid`.
         sum_counts: Adds a tensor over the processes that share a batch, if there are several. The
             mean of their losses and gradients is then that of the whole batch.
 

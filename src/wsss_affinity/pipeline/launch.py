@@ -113,6 +113,13 @@ def _devices(cfg: DictConfig) -> list[torch.device]:
         devices = accelerator.get_parallel_devices(accelerator.parse_devices(asked))
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise WSSSError(f"trainer.devices={asked}: {error}") from error
+    # Lightning takes any number of processes on the CPU; two are of use for a trial on one core
+    cores = max(2, os.cpu_count() or 1)
+    if device.type == "cpu" and len(devices) > cores:
+        raise WSSSError(
+            f"trainer.devices={asked} asks for as many processes on the CPU, and this machine is "
+            f"good for {cores}; lower it, or choose trainer.accelerator=gpu where there are GPUs"
+        )
     return list(devices)
 
 
