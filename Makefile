@@ -14,8 +14,9 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed ## image-level labels to pseudo-masks on generated pictures
 	$(RUN) -m wsss_affinity $(ARGS)
 
+# two processes of one thread: what most tests compute is too small to share
 test: $(VENV)/.installed ## the default tests
-	$(RUN) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.installed ## formatting, rules and types
 	$(RUN) -m ruff format --check .

@@ -1,4 +1,7 @@
+import io
 import json
+import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -11,6 +14,7 @@ from PIL import Image
 
 from wsss_affinity import cli
 from wsss_affinity.config import load_config
+from wsss_affinity.interrupt import Interrupted
 from wsss_affinity.pipeline.runner import RunResult, StageResult
 
 
@@ -132,3 +136,27 @@ def test_of_several_processes_the_first_reports(tmp_path, monkeypatch, capsys, r
     printed = capsys.readouterr().out
     assert ("metrics " in printed, "masks  here\n" in printed) == (rank == 0, rank == 0)
     assert rank == 0 or not printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_it_ends_changes_nothing(monkeypatch, number):
+    class Terminal(io.StringIO):
+        def write(self, text):
+            os.kill(os.getpid(), number)
+            return super().write(text)
+
+    def job():
+        raise Interrupted
+
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(sys, "argv", ["wsss-affinity"])
+    monkeypatch.setattr(cli.hydra, "main", lambda **_: lambda _: job)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
+    assert end.value.code == 75
+    assert terminal.getvalue() == "stopped; the same command goes on from here\n"

@@ -41,6 +41,8 @@ def main() -> None:
     try:
         hydra.main(version_base=VERSION_BASE, config_path=folder, config_name=CONFIG_NAME)(_job)()
     except (Interrupted, KeyboardInterrupt):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # nothing is left but to end
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise SystemExit(RESUMABLE) from None
 

@@ -75,7 +75,7 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
         return compose(CONFIG_NAME, overrides=list(overrides))
 
 
-def _offer_plugins() -> None:
+def offer_plugins() -> None:
     """Make the backbones of installed packages choices of ``backbone=``, without importing them."""
     shipped = {path.stem for path in (config_dir() / "backbone").glob("*.yaml")}
     for name in backbone_plugins().keys() - shipped:
@@ -102,7 +102,7 @@ def check_overrides(arguments: Iterable[str]) -> None:
         WSSSError: At the first override that is malformed or unknown.
     """
     arguments = list(arguments)
-    _offer_plugins()
+    offer_plugins()
     if any(a.startswith(("--config", "-cd", "-cn", "-cp", "hydra.searchpath")) for a in arguments):
         return
     texts = [a for a in arguments if "=" in a and not a.startswith("-")]

@@ -25,13 +25,24 @@ def load_plugin(entry: EntryPoint) -> Any:
     """Import what an entry point refers to.
 
     Raises:
-        WSSSError: If that fails; the message names the package.
+        WSSSError: If that fails, or another package offers something else by the same name; the
+            message names the packages.
     """
+    for other in entry_points(group=entry.group, name=entry.name):
+        if other.value != entry.value:
+            one, two = sorted((_package(entry), _package(other)))
+            raise WSSSError(
+                f"backbone {entry.name!r} is offered by two installed packages, {one!r} and "
+                f"{two!r}; uninstall one of them, or name the class by its import path"
+            )
     try:
         return entry.load()
     except Exception as error:  # whatever a foreign module raises when it is imported
-        package = entry.dist.name if entry.dist is not None else entry.module
         raise WSSSError(
-            f"backbone {entry.name!r} of the installed package {package!r} cannot be imported "
-            f"({type(error).__name__}: {error}); mend the package, or uninstall it"
+            f"backbone {entry.name!r} of the installed package {_package(entry)!r} cannot be "
+            f"imported ({type(error).__name__}: {error}); mend the package, or uninstall it"
         ) from error
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.module if entry.dist is None else entry.dist.name

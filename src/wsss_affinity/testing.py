@@ -15,6 +15,7 @@ import copy
 import io
 import pickle
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -57,18 +58,13 @@ class BackboneContract:
         return backbone
 
     def test_description(self) -> None:
-        """feature_info, mean and std are there and make sense."""
+        """feature_info and mean make sense; that they are there is seen to where it is built."""
         net = self.built()
         info = net.feature_info
         assert len(info.channels) == len(info.strides) >= 1, f"not one stride a map: {info}"
         assert all(isinstance(n, int) and n >= 1 for n in (*info.channels, *info.strides)), info
         # the last may have been brought to a chosen stride
         assert list(info.strides[:-1]) == sorted(info.strides[:-1]), f"not finest first: {info}"
-        for name in ("mean", "std"):
-            value = getattr(net, name)
-            assert isinstance(value, tuple), f"{name} is {type(value).__name__}, not a tuple"
-            assert len(value) == 3, f"{name} has {len(value)} numbers, one a channel is wanted"
-        assert min(net.std) > 0, "std must be positive"
         assert max(map(abs, net.mean)) <= 1, "mean is of RGB in [0, 1], not in [0, 255]"
 
     def test_shapes(self) -> None:
@@ -114,13 +110,31 @@ class BackboneContract:
         assert not torch.equal(one, two), "the last map does not depend on the image"
 
     def test_images_are_left_alone(self) -> None:
-        """Neither the images nor maps handed out are written over."""
-        net = self.built()
+        """Neither the images nor maps handed out are written over, by stages or a later call."""
+        net = copy.deepcopy(self.built())
+        given: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def keep(stage: int, module: nn.Module, args: tuple[Any, ...]) -> None:
+            if stage not in given and args and isinstance(args[0], Tensor):
+                given[stage] = args[0], args[0].clone()
+
+        # a stage may be a container made on the spot, so that only what it holds is called
+        for i, stage in enumerate(getattr(net, "stages", ())):
+            for module in stage.modules():
+                module.register_forward_pre_hook(partial(keep, i))
         images = torch.randn(1, 3, *self.sizes[0])
         before = images.clone()
         with torch.no_grad():
-            net(images)
+            maps = net(images)
         assert torch.equal(images, before), "forward changes its input"
+        storages = {m.untyped_storage().data_ptr() for m in maps}
+        for tensor, value in given.values():
+            if tensor.untyped_storage().data_ptr() in storages:
+                assert torch.equal(tensor, value), "a stage writes over the map it is given"
+        kept = [m.clone() for m in maps]
+        with torch.no_grad():
+            net(torch.randn(1, 3, *self.sizes[0]))
+        assert all(map(torch.equal, maps, kept)), "a later call writes over the maps of an earlier"
 
     def test_gradients_flow(self) -> None:
         """Each map's gradient reaches the image; most parameters have one from all maps."""
@@ -162,19 +176,21 @@ class BackboneContract:
         raise AssertionError("more stages than there are can be frozen")
 
     def test_state_dict_goes_round(self) -> None:
-        """Weights written to a file and read into another copy give the same maps."""
+        """Weights written to a file and read into another network give the same maps."""
         net = self.built()
-        twin = copy.deepcopy(net)
+        # a copy would keep what the file lacks
+        torch.manual_seed(1)
+        twin = create_backbone(self.make(), **self.options).eval()
+        saved = net.state_dict()
         with torch.no_grad():
-            for value in (*twin.parameters(), *twin.buffers()):
-                value.zero_()
+            for name, value in (*twin.named_parameters(), *twin.named_buffers()):
+                # buffers that are not saved are made with the network
+                if name in saved or isinstance(value, nn.Parameter):
+                    value.zero_()
         stream = io.BytesIO()
-        torch.save(net.state_dict(), stream)
+        torch.save(saved, stream)
         stream.seek(0)
         twin.load_state_dict(torch.load(stream, weights_only=True))
-        for name, value in net.named_buffers():
-            # those that are not saved are made anew with the network
-            twin.get_buffer(name).copy_(value)
         self._same(net, twin, "after a round trip of its state dict")
 
     def test_copies(self) -> None:
@@ -203,13 +219,12 @@ class BackboneContract:
         """AffinityNet runs on it at output stride 8, whatever stride it has."""
         if len(self.built().feature_info.channels) < 3:
             return  # AffinityNet needs three maps, and says so
-        own = self.built().feature_info.strides[-1]
         net = AffinityNet(copy.deepcopy(self.built()), output_stride=8).eval()
         height, width = self.sizes[1]
         with torch.no_grad():
             affinity = net(torch.rand(1, 3, height, width))
-        assert affinity.shape == (1, 34, -(-height // 8), -(-width // 8)), f"own stride {own}"
-        assert ((affinity >= 0) & (affinity <= 1)).all()
+        assert affinity.shape == (1, 34, -(-height // 8), -(-width // 8))
+        assert affinity.isfinite().all()
 
     def test_as_segmentation_encoder(self) -> None:
         """A segmentation network on it gives one score a pixel and label."""

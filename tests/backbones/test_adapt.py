@@ -116,11 +116,58 @@ def test_an_extractor_of_timm_as_an_object():
     assert net.feature_info.strides == (2, 4, 8, 16, 32)
 
 
+def test_an_extractor_of_timm_that_takes_one_size_as_an_object():
+    import timm
+
+    network = timm.create_model("levit_128s", features_only=True)
+    network.pretrained = True
+    first = next(m for m in network.modules() if isinstance(m, nn.BatchNorm2d)).eval()
+    net = create_backbone(network)
+    assert net.image_size == (224, 224)
+    assert net.pretrained is True
+    assert network.training
+    assert not first.training
+    assert [m.shape[2:] for m in net(torch.zeros(1, 3, 64, 96))] == [(4, 6), (2, 3), (1, 2)]
+
+
+def test_a_module_on_the_meta_device_that_looks_at_numbers_is_measured_on_the_cpu():
+    net = adapt(Foreign(lambda a, b: [a * float(a.mean()), b]).to("meta"))
+    assert net.feature_info == INFO
+    assert all(p.is_meta for p in net.parameters())
+    with pytest.raises(WSSSError, match=r"makes it fail \(RuntimeError: "):
+        adapt(Foreign(lambda a, b: float(a.mean()) * a @ b).to("meta"))
+
+
+def test_a_module_without_parameters_is_measured_on_the_cpu():
+    class Grey(nn.Module):
+        mean = std = (0.5, 0.5, 0.5)
+
+        def forward(self, images):
+            return images / (1 + float(images.mean()))
+
+    with torch.device("meta"):
+        assert adapt(Grey()).feature_info == FeatureInfo((3,), (1,))
+
+
+@pytest.mark.parametrize("size", [(4, 8), (5, 8), (6, 9), (8, 11)])
+def test_sizes_may_be_rounded(size):
+    module = Foreign(lambda a, b: nn.functional.adaptive_avg_pool2d(b, size))
+    assert adapt(module).feature_info.channels == (5,)
+
+
 class Bad(Backbone):
     feature_info = INFO
 
     def forward(self, images):
         return {"a": torch.zeros(1, 4, 4, 6), "b": torch.zeros(1, 5, 2, 3)}
+
+
+class Lists(Backbone):
+    feature_info = FeatureInfo((3,), (1,))
+    mean = [0.5, 0.5, 0.5]  # noqa: RUF012
+
+    def forward(self, images):
+        return [images]
 
 
 @pytest.mark.parametrize(
@@ -130,6 +177,16 @@ class Bad(Backbone):
             nn.Conv2d(3, 4, 1),
             "Conv2d is no backbone yet: it lacks feature_info, mean, std; subclass",
         ),
+        (
+            Foreign(lambda a, b: b.mT),
+            r"of an image of shape \(1, 3, 224, 320\) it makes a map of shape \(1, 5, 80, 56\); "
+            r"return maps \(B, C, h, w\) of one stride in both directions, rows before columns",
+        ),
+        (
+            Foreign(lambda a, b: [a.mT, b], feature_info=INFO),
+            r"of an image of shape \(1, 3, 8, 12\) it makes a map of shape \(1, 4, 6, 4\)",
+        ),
+        (Lists(), "Lists.mean is list; make it a tuple of three numbers"),
         (Backbone(), "Backbone is no backbone yet: it lacks feature_info;"),
         (Bad(), "Bad.forward returns dict; let it return the list of feature maps"),
         (
@@ -152,6 +209,8 @@ class Bad(Backbone):
             r"an image of shape \(1, 3, 224, 320\) makes it fail \(RuntimeError: ",
         ),
         (Foreign(lambda a, b: a, std=(1.0, 0.0, 1.0)), "std must be three numbers"),
+        (Foreign(lambda a, b: a, mean=("a", "b", "c")), "mean must be three numbers .* 'b'"),
+        (Foreign(lambda a, b: a, std=(1.0, float("nan"), 1.0)), "std must be three numbers"),
         (Foreign(lambda a, b: a, mean=0.5), "mean must be three numbers .* got 0.5"),
     ],
 )

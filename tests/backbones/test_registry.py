@@ -1,3 +1,9 @@
+import copy
+import os
+import subprocess
+import sys
+from importlib import import_module
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -129,6 +135,27 @@ def test_a_network_of_another_stride_is_resized_to_the_one_asked_for():
         create_backbone(Strided(), output_stride="fine")
 
 
+@pytest.mark.parametrize("spec", ["tiny", "torchvision:squeezenet1_1", "timm:resnet10t", Strided()])
+@pytest.mark.parametrize("stride", [0, -8, "8", True, 8.0])
+def test_an_output_stride_is_a_whole_number(spec, stride):
+    with pytest.raises(WSSSError, match=f"output_stride must be a whole .* got {stride!r}"):
+        create_backbone(spec, output_stride=stride)
+
+
+@pytest.mark.parametrize("spec", [None, 3, Strided])
+def test_other_kinds_of_specs_are_refused(spec):
+    with pytest.raises(WSSSError, match="a backbone is a name, a mapping with _target_ or a torch"):
+        create_backbone(spec)
+
+
+@pytest.mark.parametrize(
+    "spec", ["tiny", "torchvision:squeezenet1_1", "timm:mobilenetv3_small_050"]
+)
+def test_weights_of_another_kind_are_refused(spec):
+    with pytest.raises(WSSSError, match="weights are a name such as imagenet, a path, or null"):
+        create_backbone(spec, weights=3)
+
+
 def test_weights_are_loaded_for_builders_that_take_none(tmp_path):
     register_backbone("strided")(Strided)
     source = Strided()
@@ -151,6 +178,38 @@ def test_networks_from_elsewhere_leave_the_random_numbers_alone():
     net = create_backbone("strided")
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(net.conv.weight, expected_weight)
+
+
+class LooksAtNumbers(nn.Module):
+    """Neither construction nor forward can do without values."""
+
+    mean = std = (0.5, 0.5, 0.5)
+
+    def __init__(self):
+        super().__init__()
+        self.rates = [x.item() for x in torch.linspace(0, 0.5, 3)]
+        self.conv = nn.Conv2d(3, 4, 4, 4)
+
+    def forward(self, images):
+        return self.conv(images / (1 + float(images.abs().mean())))
+
+
+def test_networks_from_elsewhere_need_not_know_the_meta_device():
+    register_backbone("looks")(LooksAtNumbers)
+    nested = {"_target_": f"{__name__}.Outer", "inner": {"_target_": f"{__name__}.LooksAtNumbers"}}
+    with torch.device("meta"):
+        net = create_backbone("looks")
+        outer = create_backbone(nested)
+        assert create_backbone("tiny").layers[0][0][0].weight.is_meta
+    assert net.feature_info == FeatureInfo((4,), (4,))
+    assert net.network.rates == [0, 0.25, 0.5]
+    assert outer.network.inner.rates == [0, 0.25, 0.5]
+
+
+class Outer(LooksAtNumbers):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
 
 
 # --- import paths ---------------------------------------------------------------------------------
@@ -203,6 +262,15 @@ def test_an_import_path_with_its_arguments(package):
             {"_target_": "own_networks.Net", "widht": 3},
             "'widht'; its arguments are width, layer",
         ),
+        ({"_target_": "builtins.dict"}, "_target_=builtins.dict does not tell its arguments"),
+        (
+            {
+                "_target_": "own_networks.Net",
+                "width": 3,
+                "layer": {"_target_": "own_networks.Net", "width": 0},
+            },
+            r"cannot be built \(ValueError: width must be positive\)",
+        ),
         (
             {"_target_": "own_networks.Net", "width": 0},
             r"cannot be built \(ValueError: width must be positive\)",
@@ -230,6 +298,148 @@ def test_an_object_gets_a_name_that_stands_for_its_weights():
     assert one.conv.weight.abs().sum() > 0
     assert torch.equal(create_backbone(name).conv.weight, one.conv.weight)
     assert register_object(net) != name
+
+
+def scaled(factor):
+    class Scaled(Strided):
+        __qualname__ = "Scaled"
+
+        def forward(self, images):
+            return [factor * self.conv(images)]
+
+    return Scaled()
+
+
+class Times(Strided):
+    __qualname__ = "Net"
+
+    def forward(self, images):
+        return [self.conv(images) * 2]
+
+
+class Plus(Strided):
+    __qualname__ = "Net"
+
+    def forward(self, images):
+        return [self.conv(images) + 2]
+
+
+Times.__name__ = Plus.__name__ = "Net"
+
+
+def changed(**attributes):
+    net = Strided()
+    for key, value in attributes.items():
+        setattr(net, key, value)
+    return net
+
+
+def frozen():
+    net = Strided()
+    net.conv.weight.requires_grad_(False)
+    return net
+
+
+def buffered(value):
+    net = Strided()
+    net.register_buffer("table", torch.tensor(value), persistent=False)
+    return net
+
+
+def hooked(factor):
+    net = Strided()
+    net.conv.register_forward_hook(lambda module, inputs, output: output * factor)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (Strided, lambda: changed(mean=(0.4, 0.5, 0.5))),
+        (Strided, lambda: changed(std=(0.4, 0.5, 0.5))),
+        (Strided, lambda: changed(pretrained=True)),
+        (Strided, frozen),
+        (Times, Plus),
+        (lambda: scaled(2), lambda: scaled(3)),
+        (lambda: changed(rate=1), lambda: changed(rate=2)),
+        (lambda: changed(act=lambda x: x), lambda: changed(act=lambda x: -x)),
+        (lambda: changed(act=torch.relu), lambda: changed(act=torch.tanh)),
+        (lambda: buffered(1.0), lambda: buffered(2.0)),
+        (lambda: hooked(1), lambda: hooked(2)),
+    ],
+)
+def test_objects_of_equal_weights_that_differ_otherwise_have_names_of_their_own(one, two):
+    first, second = one(), two()
+    second.load_state_dict(first.state_dict())
+    same = copy.deepcopy(first)
+    with torch.no_grad():
+        for _ in range(20):  # Python makes code over that runs often
+            same.eval()(torch.zeros(1, 3, 8, 8))
+    assert register_object(first) == register_object(same)
+    assert register_object(first) != register_object(second)
+
+
+def test_a_name_keeps_its_object():
+    net = Strided()
+    name = register_object(net)
+    first = registry._BUILDERS[name]
+    assert register_object(copy.deepcopy(net)) == name
+    assert registry._BUILDERS[name] is first
+
+
+def test_what_refers_to_itself_has_a_name():
+    class Plain:
+        pass
+
+    plain, net = Plain(), Strided()
+    plain.self, plain.size = plain, 3
+    net.plain = plain
+    name = register_object(net)
+    plain.size = 4
+    assert register_object(net) != name
+
+
+def test_the_name_is_the_same_in_every_process(tmp_path, monkeypatch):
+    (tmp_path / "their_net.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "from wsss_affinity.backbones import Backbone, FeatureInfo\n"
+        "LAYERS = ('b', 'a')\n"
+        "class Part: pass\n"
+        "class Net(Backbone):\n"
+        "    feature_info = FeatureInfo((3,), (1,))\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv = nn.Conv2d(3, 3, 1)\n"
+        "        nn.init.ones_(self.conv.weight), nn.init.zeros_(self.conv.bias)\n"
+        "        self.names = {'one', 'two', 'three', 'four'}\n"
+        "        self.part, self.act, self.object = Part(), lambda x: x, object()\n"
+        "    def forward(self, x):\n"
+        "        assert x.dtype in {torch.float32, torch.float16}\n"
+        "        return [self.conv(x)] if LAYERS[0] in {'a', 'b', 'c'} else []\n"
+        "if __name__ == '__main__':\n"
+        "    import their_net\n"
+        "    from wsss_affinity.backbones import register_object\n"
+        "    print(register_object(their_net.Net()))\n"
+    )
+    elsewhere = subprocess.run(
+        [sys.executable, "their_net.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": "."},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert register_object(import_module("their_net").Net()) == elsewhere
+
+
+@pytest.mark.parametrize(
+    "net", [lambda: nn.Sequential(nn.LazyConv2d(3, 1)), lambda: Strided().to("meta")]
+)
+def test_objects_without_values_are_refused(net):
+    with pytest.raises(WSSSError, match=r"has parameters without values .*; make it on the CPU"):
+        register_object(net())
 
 
 @pytest.mark.parametrize(

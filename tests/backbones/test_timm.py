@@ -46,6 +46,15 @@ def test_output_stride(output_stride):
 
 
 @torch.no_grad()
+def test_maps_of_as_many_rows_as_channels_are_turned():
+    net = create_backbone("timm:mambaout_femto").eval()
+    images = torch.randn(1, 3, 4 * 48, 64)
+    ours, theirs = net(images)[0], net.network(images)[0]
+    assert theirs.shape == (1, 48, 16, 48)
+    assert torch.equal(ours, theirs.permute(0, 3, 1, 2))
+
+
+@torch.no_grad()
 def test_maps_are_channels_first_where_the_model_has_them_last():
     net = create_backbone("timm:swin_tiny_patch4_window7_224").eval()
     maps = net(torch.zeros(1, 3, 224, 224))

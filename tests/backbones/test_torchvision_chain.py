@@ -1,8 +1,10 @@
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision.models as tv
 
-from wsss_affinity.backbones import create_backbone
+from wsss_affinity.backbones import create_backbone, torchvision_chain
+from wsss_affinity.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from wsss_affinity.errors import WSSSError
 
 FINE = (2, 4, 8, 16, 32)
@@ -32,17 +34,57 @@ def test_channels_and_strides(model, channels, strides, at_8):
 
 @pytest.mark.parametrize("model", ["mobilenet_v3_small", "densenet121", "regnet_x_400mf"])
 @torch.no_grad()
-def test_the_last_map_is_what_torchvision_pools(model):
+def test_the_last_map_is_what_torchvision_pools(model, monkeypatch):
     torch.manual_seed(1)
     theirs = tv.get_model(model, weights=None).eval()
     net = create_backbone(f"torchvision:{model}").eval()
     net.network.load_state_dict(theirs.state_dict(), strict=False)
     caught = []
-    last = theirs.features if hasattr(theirs, "features") else theirs.trunk_output
-    last.register_forward_hook(lambda module, inputs, output: caught.append(output.clone()))
+    pool = F.adaptive_avg_pool2d
     images = torch.randn(1, 3, 64, 96)
-    theirs(images)
-    torch.testing.assert_close(net(images)[-1], caught[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(F, "adaptive_avg_pool2d", lambda x, s: caught.append(x.clone()) or pool(x, s))
+        theirs(images)
+    torch.testing.assert_close(net(images)[-1], caught[-1])
+
+
+@torch.no_grad()
+def test_the_last_map_of_densenet_is_activated():
+    torch.manual_seed(1)
+    fine, *_, last = create_backbone("torchvision:densenet121").eval()(torch.randn(1, 3, 64, 96))
+    assert last.min() == 0
+    assert last.max() > 0
+    assert fine.shape == (1, 64, 32, 48)
+
+
+@pytest.mark.parametrize("weights", [None, "imagenet"])
+@pytest.mark.parametrize(
+    ("model", "mean", "std"),
+    [
+        ("efficientnet_v2_l", (0.5,) * 3, (0.5,) * 3),
+        ("efficientnet_v2_s", IMAGENET_MEAN, IMAGENET_STD),
+        ("googlenet", (0.5,) * 3, (0.5,) * 3),
+        ("inception_v3", (0.5,) * 3, (0.5,) * 3),
+        ("densenet121", IMAGENET_MEAN, IMAGENET_STD),
+    ],
+)
+def test_statistics_are_those_of_the_published_weights(model, mean, std, weights, monkeypatch):
+    untrained = torchvision_chain._get
+    monkeypatch.setattr(torchvision_chain, "_get", lambda model, weights: untrained(model, None))
+    with torch.device("meta"):
+        net = create_backbone(f"torchvision:{model}", weights=weights)
+    assert (net.mean, net.std) == (mean, std)
+    assert net.pretrained is (weights is not None)
+
+
+@pytest.mark.parametrize("model", ["regnet_y_128gf", "vit_h_14"])
+def test_weights_that_there_are_not_are_told_those_that_there_are(model):
+    with pytest.raises(
+        WSSSError,
+        match=f"no weights IMAGENET1K_V1 of {model}, only IMAGENET1K_SWAG_E2E_V1 and "
+        "IMAGENET1K_SWAG_LINEAR_V1; save the state dict of one and give its path",
+    ):
+        create_backbone(f"torchvision:{model}", weights="imagenet")
 
 
 @torch.no_grad()

@@ -267,9 +267,9 @@ def test_onnx_blocks_run(path, tmp_path, monkeypatch):
     run(path, [first, *chosen], {"__name__": "__main__"})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("architecture", "encoder"), [("DeepLabV3Plus", "tiny"), ("Unet", "resnet18")]
+    ("architecture", "encoder"),
+    [("DeepLabV3Plus", "tiny"), pytest.param("Unet", "resnet18", marks=pytest.mark.slow)],
 )
 def test_onnx_gives_what_torch_gives_at_any_size(architecture, encoder, tmp_path):
     for package in ("onnx", "onnxscript"):

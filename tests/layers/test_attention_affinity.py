@@ -37,6 +37,20 @@ def test_matches_the_definition(grid, radius):
     assert planes.max() <= 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_balances_in_float32_at_least_and_keeps_the_dtype(dtype):
+    attention = torch.rand(1, 20, 20, dtype=torch.float64).mul(4).softmax(-1).to(dtype)
+    attention[:, 3] = attention[:, :, 3] = 0  # where nothing is heeded, a small number divides
+    planes = attention_affinity(attention, (4, 5))
+    assert planes.dtype == dtype
+    if dtype == torch.float64:  # float32 would leave rounding errors
+        float32 = attention_affinity(attention.float(), (4, 5))
+        torch.testing.assert_close(planes.float(), float32)
+        assert not torch.equal(planes, float32.double())
+    else:
+        assert torch.equal(planes, attention_affinity(attention.float(), (4, 5)).to(dtype))
+
+
 def test_neither_scale_nor_patches_that_all_heed_matter():
     attention = torch.rand(1, 20, 20)
     planes = attention_affinity(attention, (4, 5))
@@ -70,3 +84,22 @@ def test_gradients_reach_the_attention():
 def test_attention_that_does_not_fit(shape):
     with pytest.raises(ValueError, match=r"shape \(B, N, N\) with N = 2·3, got "):
         attention_affinity(torch.zeros(shape), (2, 3))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (-0.1, "attention must hold values of at least 0, as a softmax gives them, got -0.1"),
+        (float("nan"), "at least 0, .* got nan"),
+    ],
+)
+def test_attention_below_0_is_refused(value, message):
+    attention = torch.full((1, 6, 6), 0.5)
+    attention[0, 2, 4] = value
+    with pytest.raises(ValueError, match=message):
+        attention_affinity(attention, (2, 3))
+
+
+def test_attention_of_whole_numbers_is_refused():
+    with pytest.raises(ValueError, match=r"must be floating point, got torch\.int64"):
+        attention_affinity(torch.ones(1, 6, 6, dtype=torch.int64), (2, 3))

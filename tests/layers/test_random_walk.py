@@ -723,6 +723,8 @@ def test_affinities_may_be_rounded_to_above_1():
 def test_options_are_checked(option, message):
     with pytest.raises(ValueError, match=message):
         random_walk(SCORES, AFFINITY, **option)
+    with pytest.raises(ValueError, match=message):
+        RandomWalk(**option)
 
 
 @pytest.mark.gpu

@@ -71,6 +71,8 @@ def test_weights_of_a_file(tmp_path):
         ("vit_tiny_patch16_225", r"'vit_tiny_patch16_225' is not a model of timm; did you mean"),
         ("resnet18", "resnet18 has no attention between all patches"),
         ("swin_tiny_patch4_window7_224", r"choose a plain ViT, e.g. vit_small_patch16_224$"),
+        ("vit_tiny_r_s16_p8_224", "s16_p8_224 makes its patches with a convolutional network; ch"),
+        ("vitamin_small_224", r"network; choose a plain ViT, e.g. vit_small_patch16_224$"),
         ("vit_tiny_patch16_224.nobodys", r"timm cannot make 'vit_tiny_patch16_224.nobodys'"),
     ],
 )

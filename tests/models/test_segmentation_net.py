@@ -4,9 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from wsss_affinity.backbones import register_backbone, registry
 from wsss_affinity.backbones.base import IMAGENET_MEAN, IMAGENET_STD
+from wsss_affinity.backbones.tiny import TinyBackbone
 from wsss_affinity.errors import WSSSError
 from wsss_affinity.models import SegmentationNet
+from wsss_affinity.models.smp_encoder import PyramidEncoder
 
 
 def make(**options):
@@ -42,6 +45,22 @@ def test_names_reach_the_library():
 def test_a_timm_encoder():
     net = make(encoder="timm:mobilenetv3_small_050").eval()
     assert net(torch.zeros(1, 3, 33, 40)).shape == (1, 3, 33, 40)
+
+
+@torch.no_grad()
+def test_a_vit_of_timm_is_resized_to_what_decoders_expect():
+    net = make(encoder="timm:vit_tiny_patch16_224").eval()
+    assert isinstance(net.backbone, PyramidEncoder)
+    assert not net.pretrained
+    assert net(torch.zeros(1, 3, 33, 40)).shape == (1, 3, 33, 40)
+
+
+def test_a_name_of_a_program_is_its_own_network(monkeypatch):
+    monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
+    register_backbone("mit_b0")(TinyBackbone)  # which the library knows too
+    net = make(architecture="DeepLabV3Plus", encoder="mit_b0")
+    assert isinstance(net.backbone.backbone, TinyBackbone)
+    assert not hasattr(make(encoder="resnet18").backbone, "backbone")  # its own of ours
 
 
 def test_frozen_batchnorm_of_the_encoder():
@@ -90,8 +109,8 @@ def test_encoder_weights_from_a_file(tmp_path):
             "architecture 'DPT' cannot use encoder 'resnet18': .*choose another of the two",
         ),
         (
-            {"architecture": "Unet", "encoder": "timm:vit_tiny_patch16_224"},
-            "cannot use encoder 'timm:vit_tiny_patch16_224': .*choose another of the two",
+            {"encoder": nn.Conv2d(3, 3, 1), "weights": "imagenet"},
+            "weights='imagenet' have no effect on a segmentation encoder that is already a module",
         ),
     ],
 )

@@ -10,13 +10,23 @@ from wsss_affinity.models.smp_encoder import PyramidEncoder, smp_options
 
 
 def test_tiny_is_named_with_its_depth_and_stride():
-    options = smp_options("tiny")
-    assert options == {
-        "encoder_name": "wsss_affinity.tiny",
-        "encoder_depth": 4,
-        "encoder_output_stride": 8,
-    }
-    assert options["encoder_name"] in smp.encoders.encoders
+    before = set(smp.encoders.encoders)
+    with smp_options("tiny") as options:
+        assert options == {
+            "encoder_name": "wsss_affinity.tiny",
+            "encoder_depth": 4,
+            "encoder_output_stride": 8,
+        }
+        assert options["encoder_name"] in smp.encoders.encoders
+    assert set(smp.encoders.encoders) == before  # the library is left as it was
+
+
+def test_two_modules_of_one_class_have_two_names():
+    one, two = create_backbone("tiny"), create_backbone("tiny")
+    with smp_options(one) as first, smp_options(two) as second:
+        for module, options in ((one, first), (two, second)):
+            build = smp.encoders.encoders[options["encoder_name"]]["encoder"]
+            assert build(depth=4, output_stride=8).backbone is module
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import json
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -105,13 +106,30 @@ GOOD = np.full((3, 4), 0.5, dtype=np.float32)
         ({"cat": GOOD}, r"x.npz has no map of bird, which image a/x is .*; it holds cat;"),
         ({"cat": GOOD, "brid": GOOD}, "brid is no class; expected one of cat, dog, bird, or an"),
         ({"0": GOOD, "3": GOOD}, "3 is no class; .*index from 0 to 2 without the background"),
-        ({"cat": GOOD, "bird": GOOD[None]}, r"bird has shape \(1, 3, 4\); expected a map"),
+        ({"cat": GOOD, "bird": GOOD[None]}, r"bird has shape \(1, 3, 4\) and type float32; expect"),
         ({"cat": GOOD, "bird": GOOD[:2]}, r"maps of the sizes \[\(2, 4\), \(3, 4\)\]"),
         ({"cat": GOOD, "bird": 9 * GOOD}, r"holds values from 0 to 4.5; expected scores from 0 to"),
         ({"cat": GOOD, "bird": -GOOD}, r"holds values from -0.5 to 0.5; expected"),
         ({"cat": GOOD, "bird": GOOD * np.nan}, r"holds values from nan to nan; expected"),
         ({"cat": np.ones((8, 6)), "bird": np.ones((8, 6))}, r"of 8×6 .* of 6×8; transpose them"),
-        ({"classes": np.array([0]), "scores": np.ones((2, 3, 4))}, r"shape \(2, 3, 4\) for 1 cl"),
+        ({"classes": np.array([0]), "scores": np.ones((2, 3, 4))}, r"\(1,\) and .* \(2, 3, 4\);"),
+        (
+            {"classes": np.array(0), "scores": GOOD[None]},
+            r"x.npz holds classes of shape \(\) and sc",
+        ),
+        (
+            {"classes": np.array([0]), "scores": np.array(1.0)},
+            r"scores of shape \(\); expected \(n,",
+        ),
+        ({"classes": np.array([0, 0]), "scores": np.stack([GOOD, GOOD])}, "holds two maps of cat;"),
+        ({"classes": np.array([0.0]), "scores": GOOD[None]}, r"x.npz: 0.0 is no class; expected"),
+        ({"cat": GOOD, "0": 0 * GOOD}, "x.npz holds two maps of cat; keep one, by its name or its"),
+        ({"cat": GOOD, "bird": GOOD.astype(str)}, r"x.npz: bird has shape .* and type <U32; expec"),
+        (
+            {"cat": GOOD, "bird": GOOD * 1j},
+            r"bird has .* type complex64; expected a map \(h, w\) of",
+        ),
+        ({"cat": GOOD[:0, :0], "bird": GOOD[:0, :0]}, r"x.npz: cat has shape \(0, 0\) and type"),
     ],
 )
 def test_maps_that_do_not_fit(arrays, message, sample, tmp_path):
@@ -136,6 +154,23 @@ def test_files_that_cannot_be_read(sample, tmp_path):
         load(sample)
     Image.new("RGB", (4, 3)).save(tmp_path / "cat.png")
     with pytest.raises(WSSSError, match=r"cat.png has mode RGB; expected a greyscale or palette"):
+        read_cams(tmp_path, CLASSES)
+
+
+def test_text_beside_the_maps(sample, tmp_path):
+    save_arrays(tmp_path / "a/x.npz", {"cat": GOOD})
+    with zipfile.ZipFile(tmp_path / "a/x.npz", "a") as archive:
+        archive.writestr("bird", "a map of a bird")
+    with pytest.raises(
+        WSSSError, match=r"x.npz: bird has shape \(\) and type \|S15; expected a map"
+    ):
+        LoadCams(tmp_path, CLASSES, None)(sample)
+
+
+def test_two_pictures_of_one_class(tmp_path):
+    for name in ("cat", "0"):
+        Image.new("L", (4, 3)).save(tmp_path / f"{name}.png")
+    with pytest.raises(WSSSError, match="holds two maps of cat; keep one"):
         read_cams(tmp_path, CLASSES)
 
 

@@ -72,7 +72,8 @@ def test_one_device_needs_no_other_process(commands):
 
 
 @pytest.mark.parametrize(("devices", "count"), [("3", 3), ("'2'", 2)])
-def test_command_line_is_run_once_a_device(commands, devices, count):
+def test_command_line_is_run_once_a_device(commands, devices, count, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
     assert launch.start(config(devices=devices), ["seed=1", "name=a"], multirun=False) == 7
     assert commands == [(count, [sys.executable, "-m", "wsss_affinity", "seed=1", "name=a"])]
 

@@ -62,3 +62,24 @@ def test_other_files(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros(3))
     with pytest.raises(WSSSError, match=r"x.npy is no dictionary of maps as PSA or IRN write"):
         convert_cams(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({0: {1: np.zeros((2, 3))}}, r"x.npy .* for 0 the shape \(\) and type object, after \[\]"),
+        (
+            {3: np.zeros((1, 2, 3))},
+            r"one map \(h, w\) a class, got for 3 the shape \(1, 2, 3\) and",
+        ),
+        (
+            {"keys": np.array([1, 4, 1]), "high_res": np.zeros((3, 2, 2))},
+            r"got for 1 the shape \(2, 2\) and type float64, after \[1, 4\]\); remove it",
+        ),
+    ],
+)
+def test_what_is_no_map(tmp_path, content, message):
+    np.save(tmp_path / "x.npy", content)
+    with pytest.raises(WSSSError, match=message):
+        convert_cams(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,5 +1,6 @@
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -93,6 +94,38 @@ def test_weights_count_by_content(source, tmp_path):
     assert changed(one, other) == set(one)
     with pytest.raises(WSSSError, match=r"none.pth cannot be read"):
         keys(source, f"backbone.weights={tmp_path}/none.pth")
+
+
+def test_weights_of_a_class_may_be_no_file(source, tmp_path):
+    target = ("backbone=target", "backbone._target_=my_pkg.MyNet")
+    large, small = (keys(source, *target, f"backbone.weights={n}") for n in ("large", "small"))
+    assert changed(large, small) == set(large)
+    # an argument of that name, further in, is its own
+    inner = keys(source, *target, "+backbone.inner.weights=large")
+    assert inner != keys(source, *target, "+backbone.inner.weights=small")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "one.pth")
+    shutil.copy(tmp_path / "one.pth", tmp_path / "two.pth")
+    one, two = (
+        keys(source, *target, f"backbone.weights={tmp_path}/{n}.pth") for n in ("one", "two")
+    )
+    assert one == two != large
+
+
+def test_attention_counts_where_it_is_used(source):
+    unused = ["walk.attention.radius=4", "walk.attention.weights=/nowhere"]
+    assert keys(source, *unused) == keys(source)
+    used = "walk.affinity=attention"
+    assert changed(keys(source, used), keys(source, used, unused[0])) >= {"random_walk"}
+
+
+def test_ready_made_maps_are_renamed_by_what_they_use(source, tmp_path):
+    (tmp_path / "maps").mkdir()
+    np.save(tmp_path / "maps" / "x.npy", np.zeros((1, 2, 2), np.float32))
+    given = f"cams_from={tmp_path}/maps"
+    unused = ["cam.scales=[1]", "cam.flip=false", "cam.method=layercam", "cam.store_stride=8"]
+    assert keys(source, given, *unused) == keys(source, given)
+    for used in ("cam.store_dtype=float32", "+cam.height_prior={cat: [0.0, 0.2]}"):
+        assert changed(keys(source, given), keys(source, given, used)) >= {"make_cam"}
 
 
 def test_masks_rename_the_evaluation_alone(source, tmp_path):

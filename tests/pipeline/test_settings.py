@@ -39,6 +39,8 @@ from wsss_affinity.pipeline.stages import STAGES
         ("walk.method=chebishev", "walk: method must be one of auto, power, chebyshev, dense"),
         ("walk.num_steps=-1", "walk: num_steps must be a whole number of at least 0"),
         ("walk.beta=0", "walk: beta must be positive"),
+        ("walk.beta=", "walk.beta must be a positive number, got ''"),
+        ("walk.tol=null", "walk.tol must be a positive number, got None"),
         ("walk.tol=1", "walk: tol must lie between 0 and 1"),
         ("walk.border=half", "walk: border must be 'full' or 'psa'"),
         ("walk.padding=none", "walk.padding must be 'masked' or 'psa'"),
@@ -66,6 +68,21 @@ from wsss_affinity.pipeline.stages import STAGES
 def test_value_out_of_range_is_named(override, message):
     with pytest.raises(WSSSError, match=message):
         check_settings(load_config([override]), list(STAGES), ["ring"])
+
+
+def test_attention_at_random_is_refused():
+    cfg = load_config(["walk.affinity=attention", "walk.attention.weights=null"])
+    with pytest.raises(
+        WSSSError, match=r"walk\.attention\.weights must be imagenet or the path .*, got null"
+    ):
+        check_settings(cfg, ["random_walk"])
+
+
+def test_what_ready_made_maps_do_not_use_is_not_looked_at():
+    unused = ["cam.method=layercamm", "cam.scales=[]", "cam.store_stride=0"]
+    check_settings(load_config(["cams_from=maps", *unused]), ["make_cam"])
+    with pytest.raises(WSSSError, match=r"cam.store_dtype must be 'float16'"):
+        check_settings(load_config(["cams_from=maps", "cam.store_dtype=half"]), ["make_cam"])
 
 
 def test_shipped_settings_pass_and_stages_that_do_not_run_are_not_looked_at():

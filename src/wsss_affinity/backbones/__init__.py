@@ -6,12 +6,16 @@ from wsss_affinity.backbones import torchvision as _torchvision
 from wsss_affinity.backbones import vgg16 as _vgg16
 from wsss_affinity.backbones.base import Backbone, FeatureInfo, HeadStyle, load_weights
 from wsss_affinity.backbones.registry import (
+    _BUILDERS,
     Spec,
     create_backbone,
     list_backbones,
     register_backbone,
     register_object,
 )
+
+#: names of our own networks, before any program registers its own
+SHIPPED = frozenset(_BUILDERS)
 
 __all__ = [
     "Backbone",
@@ -24,4 +28,4 @@ __all__ = [
     "register_backbone",
     "register_object",
 ]
-del _resnet38d, _tiny, _torchvision, _vgg16
+del _BUILDERS, _resnet38d, _tiny, _torchvision, _vgg16

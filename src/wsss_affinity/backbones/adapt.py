@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import Any, cast
 
@@ -67,9 +69,12 @@ def adapt(module: nn.Module) -> Backbone:
     name = type(module).__name__
     info: Any = getattr(module, "feature_info", None)
     if callable(getattr(info, "reduction", None)) and not isinstance(module, Backbone):
-        from wsss_affinity.backbones.timm import TimmBackbone
+        from wsss_affinity.backbones.timm import TimmBackbone, only_size
 
-        return TimmBackbone(module)
+        backbone = TimmBackbone(module, only_size(module))
+        # timm does not note it; who has loaded weights may have
+        backbone.pretrained = bool(getattr(module, "pretrained", False))
+        return backbone
     missing = [n for n in ("mean", "std") if not hasattr(module, n)]
     if missing or (isinstance(module, Backbone) and info is None):
         lacks = ", ".join(["feature_info"] * (info is None) + missing)
@@ -80,19 +85,29 @@ def adapt(module: nn.Module) -> Backbone:
     if type(module).__module__.startswith("wsss_affinity."):
         return cast(Backbone, module)  # they have tests of their own
     size = _PROBE if info is None else (2 * max(info.strides), 3 * max(info.strides))
-    device = next(chain(module.parameters(), module.buffers()), torch.zeros(0)).device
+    device = next(chain(module.parameters(), module.buffers()), torch.zeros(0, device="cpu")).device
     try:
         # its own device also for what it makes on the way, whatever the caller's default is
-        with _aside(module), torch.no_grad(), device:
+        with aside(module), torch.no_grad(), device:
             output = module(torch.zeros(1, 3, *size))
     except Exception as error:
         if info is not None and device.type == "meta":
             return cast(Backbone, module)  # not every layer knows that device; looked at later
+        if device.type == "meta":
+            return AdaptedBackbone(module, adapt(_on_cpu(module)).feature_info)
         raise WSSSError(
             f"{name} is no backbone yet: an image of shape (1, 3, {size[0]}, {size[1]}) makes it "
             f"fail ({type(error).__name__}: {error}); it must accept images of any size"
         ) from error
     maps = _maps(module, output)
+    for feature_map in maps:
+        rows, columns = (n / m for n, m in zip(size, feature_map.shape[2:], strict=True))
+        if max(rows, columns) > 1.5 * min(rows, columns):  # more than rounding makes of few cells
+            raise WSSSError(
+                f"{name} is no backbone yet: of an image of shape (1, 3, {size[0]}, {size[1]}) it "
+                f"makes a map of shape {tuple(feature_map.shape)}; return maps (B, C, h, w) of one "
+                "stride in both directions, rows before columns"
+            )
     found = FeatureInfo(
         tuple(m.shape[1] for m in maps), tuple(round(size[0] / m.shape[2]) for m in maps)
     )
@@ -101,8 +116,14 @@ def adapt(module: nn.Module) -> Backbone:
             f"{name}.feature_info says {info}, but it returns {found}; mend the one or the other"
         )
     in_order = isinstance(output, (list, tuple)) and all(map(operator.is_, output, maps))
-    if info is not None and in_order and isinstance(getattr(module, "mean"), tuple):  # noqa: B009
+    others = [n for n in ("mean", "std") if not isinstance(getattr(module, n), tuple)]
+    if info is not None and in_order and not others:
         return cast(Backbone, module)  # it need not be a subclass
+    if isinstance(module, Backbone) and others:
+        raise WSSSError(
+            f"{name}.{others[0]} is {type(getattr(module, others[0])).__name__}; make it a tuple "
+            "of three numbers"
+        )
     if isinstance(module, Backbone):
         raise WSSSError(
             f"{name}.forward returns {type(output).__name__}; let it return the list of feature "
@@ -141,8 +162,11 @@ def _statistics(module: nn.Module) -> tuple[tuple[float, float, float], ...]:
         value: Any = getattr(module, key)
         if isinstance(value, Tensor):
             value = value.flatten().tolist()
-        numbers = tuple(map(float, value)) if isinstance(value, (tuple, list)) else ()
-        if len(numbers) != 3 or (key == "std" and min(numbers) <= 0):
+        numbers: tuple[Any, ...] = ()
+        with suppress(TypeError, ValueError):
+            numbers = tuple(map(float, value)) if isinstance(value, (tuple, list)) else ()
+        fit = len(numbers) == 3 and all(map(math.isfinite, numbers))
+        if not fit or (key == "std" and min(numbers) <= 0):
             raise WSSSError(
                 f"{type(module).__name__}.{key} must be three numbers for RGB in [0, 1], e.g. "
                 f"(0.5, 0.5, 0.5), got {value!r}"
@@ -151,8 +175,17 @@ def _statistics(module: nn.Module) -> tuple[tuple[float, float, float], ...]:
     return tuple(found)
 
 
+def _on_cpu(module: nn.Module) -> nn.Module:
+    """A copy with zeros for the values that it does not have."""
+    twin = copy.deepcopy(module).to_empty(device="cpu")
+    with torch.no_grad():
+        for value in chain(twin.parameters(), twin.buffers()):
+            value.zero_()
+    return twin
+
+
 @contextmanager
-def _aside(module: nn.Module) -> Iterator[None]:
+def aside(module: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while, without a trace in modes or random numbers."""
     modes = [(m, m.training) for m in module.modules()]
     for m, _ in modes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,7 +52,6 @@ class Backbone(nn.Module):
         feature_info: Channels and strides of the list.
         mean: Per channel, subtracted from RGB in [0, 1].
         std: Per channel, divided by.
-        stages: Groups of layers, first to last, for freezing.
         heads: How the heads on it are built.
         pretrained: Whether weights were loaded; untrained backbones learn at the rate of a head.
     """
@@ -69,7 +69,7 @@ class Backbone(nn.Module):
 
     @property
     def stages(self) -> list[nn.Module]:
-        """Groups of layers in order; ``freeze`` counts them."""
+        """Groups of layers, first to last; ``freeze`` counts them."""
         return []
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -125,9 +125,11 @@ def load_weights(module: nn.Module, path: str | Path) -> list[str]:
         Names that the file lacked.
 
     Raises:
-        WSSSError: If the file is missing or no state dict, if less than half of the parameters
-            are in it, or if a shape differs.
+        WSSSError: If the path is none, the file is missing or no state dict, if less than half of
+            the parameters are in it, or if a shape differs.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise WSSSError(f"weights are a name such as imagenet, a path, or null, got {path!r}")
     state = {_bare(n): v for n, v in read_state_dict(path).items()}
     names = {_bare(n): n for n in module.state_dict()}
     own = {_bare(n): v for n, v in module.state_dict().items()}

@@ -5,14 +5,18 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
+from itertools import chain
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from wsss_affinity.backbones.adapt import AdaptedBackbone, adapt
 from wsss_affinity.backbones.base import Backbone, load_weights
@@ -25,12 +29,15 @@ Builder = Callable[..., nn.Module]
 Spec = str | Mapping[str, Any] | nn.Module
 TARGET = "_target_"
 _BUILDERS: dict[str, Builder] = {}
+#: Packages whose code is known by their version
+_LIBRARIES = frozenset({"torch", "torchvision", "timm", "wsss_affinity"})
 
 
 def register_backbone(name: str) -> Callable[[Builder], Builder]:
     """Decorator: make a function or class available as ``create_backbone(name)``.
 
-    An installed package need not be imported for that: see :mod:`wsss_affinity.plugins`.
+    An installed package need not be imported for that, if it names what it offers as an entry point
+    of the group ``wsss_affinity.backbones``.
 
     Raises:
         ValueError: If the name is taken or holds a colon.
@@ -68,17 +75,113 @@ def register_object(module: nn.Module) -> str:
         module: A backbone, for :func:`create_backbone`.
 
     Returns:
-        The name: its class, and a digest of its layers and weights, so that it stands for them.
+        The name, made of its class and a digest of its layers, weights, attributes and code (as
+        this version of Python compiles it), so that it stands for them.
+
+    Raises:
+        WSSSError: If it has parameters without values.
     """
-    digest = hashlib.sha256(repr(module).encode())
-    for key, value in module.state_dict().items():
-        array = value.detach().cpu().contiguous()
-        digest.update(f"{key} {array.dtype} {tuple(array.shape)}".encode())
-        digest.update(array.flatten().view(torch.uint8).numpy().tobytes())
     kind = type(module)
+    for value in chain(module.parameters(), module.buffers()):
+        if is_lazy(value) or value.is_meta:
+            raise WSSSError(
+                f"the backbone {kind.__qualname__} has parameters without values (lazy ones, or on "
+                "the meta device); make it on the CPU and run it once before it is passed"
+            )
+    digest = hashlib.sha256()
+    for line in _identity(module):
+        digest.update(line.encode(errors="backslashreplace") + b"\n")
     name = f"{kind.__module__}.{kind.__qualname__}@{digest.hexdigest()[:16]}"
-    _BUILDERS[name] = _Copies(module)
+    if name not in _BUILDERS:
+        _BUILDERS[name] = _Copies(module)
     return name
+
+
+def _identity(module: nn.Module) -> Iterator[str]:
+    """All that makes a module what it is, but for training mode, the same in every process."""
+    seen: set[int] = set()
+    tensors = module.state_dict()
+    # not all buffers are in the state dict, and no parameter knows there whether it is trained
+    tensors |= dict(module.named_buffers(remove_duplicate=False))
+    tensors |= dict(module.named_parameters(remove_duplicate=False))
+    yield _without_addresses(repr(module))
+    for key, value in tensors.items():
+        yield f"{key}: {_told(value, seen)}"
+    usual = vars(nn.Module()).keys()
+    for path, part in module.named_modules():
+        own = {k: v for k, v in vars(part).items() if k not in usual}
+        hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
+        yield f"{path}: {_told(own, seen)} {_told(hooks, seen)}"
+        for kind in type(part).__mro__:
+            for key, value in {} if _is_library(kind) else vars(kind).items():
+                # Python's own notes on a class, line numbers say, change where it does not
+                if not key.startswith("__") or isinstance(value, FunctionType):
+                    yield f"{path}: {kind.__qualname__}.{key} {_told(value, seen)}"
+
+
+def _told(value: Any, seen: set[int]) -> str:
+    """A value in words that hold no address and do not hang on the order of a set.
+
+    Args:
+        value: Anything.
+        seen: Functions and objects already told; those may refer to themselves.
+    """
+
+    def told(part: Any) -> str:
+        return _told(part, seen)
+
+    if isinstance(value, Tensor):
+        array = value.detach().cpu().contiguous()
+        content = hashlib.sha256(array.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+        return f"{array.dtype} {tuple(array.shape)} {value.requires_grad} {content}"
+    if isinstance(value, Mapping):
+        return f"{{{sorted((told(k), told(v)) for k, v in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"{type(value).__name__}{[told(v) for v in value]}"
+    if isinstance(value, (set, frozenset)):
+        return f"{{{sorted(map(told, value))}}}"
+    if isinstance(value, partial):
+        return told((value.func, value.args, value.keywords))
+    if isinstance(value, (MethodType, staticmethod, classmethod)):
+        return told(value.__func__)
+    if isinstance(value, property):
+        return told(value.fget)
+    if isinstance(value, CodeType):
+        # what runs, not its source: that may have changed on the disk since
+        return told((value.co_code.hex(), value.co_names, value.co_consts))
+    foreign = not _is_library(value if isinstance(value, FunctionType) else type(value))
+    if isinstance(value, FunctionType):
+        name = f"{value.__module__}.{value.__qualname__}"
+        if not foreign or id(value) in seen:
+            return name
+        seen.add(id(value))
+        used = (value.__globals__.get(n) for n in value.__code__.co_names)
+        helpers = [v for v in used if isinstance(v, (FunctionType, int, float, str, tuple))]
+        closure = [_content(cell) for cell in value.__closure__ or ()]
+        defaults = (value.__defaults__, value.__kwdefaults__)
+        return told((name, value.__code__, defaults, closure, helpers))
+    if foreign and " at 0x" in repr(value) and hasattr(value, "__dict__"):
+        if id(value) in seen:
+            return type(value).__qualname__
+        seen.add(id(value))
+        return f"{type(value).__qualname__} {told(vars(value))}"
+    return _without_addresses(repr(value))
+
+
+def _without_addresses(text: str) -> str:
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not set yet
+        return None
+
+
+def _is_library(thing: Any) -> bool:
+    """Whether a class or function is of a package that is known by its version."""
+    return str(thing.__module__).partition(".")[0] in _LIBRARIES | {"builtins"}
 
 
 def list_backbones() -> list[str]:
@@ -99,8 +202,8 @@ def create_backbone(
         spec: A registered name or an installed plug-in's, ``"torchvision:<model>"``,
             ``"timm:<model>"``, ``{"_target_": "my_pkg.MyNet", …}`` with the arguments of the class
             or function, or a module that keeps the contract of
-            :class:`~wsss_affinity.backbones.Backbone` (or comes near to it, see
-            :func:`~wsss_affinity.backbones.adapt.adapt`).
+            :class:`~wsss_affinity.backbones.Backbone` (or comes near to it: a network that
+            returns a dict, a tuple or a single map is adapted).
         freeze_batchnorm: Keep every BatchNorm as loaded.
         freeze_stages: Keep the first so many stages as loaded.
         **options: For the builder: ``output_stride`` (8, 16 or 32) and ``weights``
@@ -117,6 +220,12 @@ def create_backbone(
         (4, 8, 16, 16)
     """
     stride = options.get("output_stride")
+    if stride is not None and (type(stride) is not int or stride < 1):
+        raise WSSSError(f"output_stride must be a whole number of at least 1, got {stride!r}")
+    if not isinstance(spec, (str, Mapping, nn.Module)):
+        raise WSSSError(
+            f"a backbone is a name, a mapping with {TARGET} or a torch.nn.Module, got {spec!r}"
+        )
     if isinstance(spec, nn.Module):
         useless = sorted(options.keys() - {"output_stride"})
         if useless:
@@ -132,9 +241,7 @@ def create_backbone(
         if not isinstance(backbone, Backbone):
             backbone = AdaptedBackbone(backbone, backbone.feature_info)
         backbone.freeze(batchnorm=freeze_batchnorm, num_stages=freeze_stages)
-    if stride not in (None, backbone.feature_info.strides[-1]):
-        if isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
-            raise WSSSError(f"output_stride must be a whole number of at least 1, got {stride!r}")
+    if stride is not None and stride != backbone.feature_info.strides[-1]:
         if not isinstance(backbone, Backbone):
             backbone = AdaptedBackbone(backbone, backbone.feature_info)
         backbone = ResampledBackbone(backbone, stride)
@@ -147,7 +254,7 @@ def _build(spec: str | Mapping[str, Any], options: dict[str, Any]) -> nn.Module:
     ours = not isinstance(builder, _Copies) and getattr(
         builder, "func", builder
     ).__module__.startswith("wsss_affinity.")
-    parameters = inspect.signature(builder).parameters
+    parameters = _signature(builder, label).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     given = dict(options)
     weights = None
@@ -162,22 +269,16 @@ def _build(spec: str | Mapping[str, Any], options: dict[str, Any]) -> nn.Module:
                     "give the path of a state dict, or null"
                 )
     try:
-        inspect.signature(builder).bind(**given)
+        _signature(builder, label).bind(**given)
     except TypeError as error:
         raise WSSSError(f"{label}: {error}; its options are {', '.join(parameters)}") from error
     # a network from elsewhere leaves the random numbers as they were, so that what is built on it
     # starts the same whether it comes by name, by import path or as an object
-    with nullcontext() if ours else torch.random.fork_rng(devices=[]):
-        try:
-            module = builder(**given)
-        except WSSSError:
-            raise
-        except Exception as error:
-            if ours:
-                raise
-            raise WSSSError(
-                f"{label} cannot be built ({type(error).__name__}: {error}); see its arguments"
-            ) from error
+    if ours:
+        module = builder(**given)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            module = _call(partial(builder, **given), label)
     if not isinstance(module, nn.Module):
         raise WSSSError(
             f"{label} gives {type(module).__name__}; a torch.nn.Module was expected, so name its "
@@ -187,6 +288,32 @@ def _build(spec: str | Mapping[str, Any], options: dict[str, Any]) -> nn.Module:
         load_weights(module, weights)
         cast(Any, module).pretrained = True
     return module
+
+
+def _call(builder: Callable[[], Any], label: str) -> Any:
+    """Run code from elsewhere, on the CPU where the caller wants no more than a description.
+
+    Such code may look at numbers, which the meta device does not have.
+    """
+    blank = torch.empty(0).is_meta
+    with torch.device("cpu") if blank else nullcontext():
+        try:
+            return builder()
+        except WSSSError:
+            raise
+        except Exception as error:
+            raise WSSSError(
+                f"{label} cannot be built ({type(error).__name__}: {error}); see its arguments"
+            ) from error
+
+
+def _signature(builder: Builder, label: str) -> inspect.Signature:
+    try:
+        return inspect.signature(builder)
+    except ValueError as error:  # those of C have none
+        raise WSSSError(
+            f"{label} does not tell its arguments; name a class or function written in Python"
+        ) from error
 
 
 def _find(spec: str | Mapping[str, Any]) -> tuple[Builder, str]:
@@ -234,9 +361,9 @@ def _target(spec: Mapping[str, Any]) -> tuple[Builder, str]:
     builder = _import(path, label)
     arguments = {key: _made(value) for key, value in spec.items() if key != TARGET}
     try:
-        inspect.signature(builder).bind_partial(**arguments)
+        _signature(builder, label).bind_partial(**arguments)
     except TypeError as error:
-        known = ", ".join(inspect.signature(builder).parameters)
+        known = ", ".join(_signature(builder, label).parameters)
         raise WSSSError(f"{label}: {error}; its arguments are {known}") from error
     return partial(builder, **arguments), label
 
@@ -245,8 +372,7 @@ def _made(value: Any) -> Any:
     """Arguments, with what they say by an import path made, too."""
     if isinstance(value, Mapping):
         if TARGET in value:
-            builder, _ = _target(value)
-            return builder()
+            return _call(*_target(value))
         return {key: _made(item) for key, item in value.items()}
     return [_made(item) for item in value] if isinstance(value, list) else value
 

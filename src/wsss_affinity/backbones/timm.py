@@ -10,6 +10,7 @@ import torch
 from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
+from wsss_affinity.backbones.adapt import aside
 from wsss_affinity.backbones.base import Backbone, FeatureInfo, load_weights
 from wsss_affinity.backbones.grid import padded_maps
 from wsss_affinity.errors import WSSSError, did_you_mean
@@ -58,11 +59,7 @@ class TimmBackbone(Backbone):
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         maps: list[Tensor] = self.network(images)
-        # some models have their channels last without saying so
-        return [
-            m.permute(0, 3, 1, 2) if self._channels_last or m.shape[1] != channels else m
-            for m, channels in zip(maps, self.feature_info.channels, strict=True)
-        ]
+        return [m.permute(0, 3, 1, 2) for m in maps] if self._channels_last else maps
 
 
 def timm_backbone(
@@ -107,7 +104,7 @@ def timm_backbone(
         ) from error
     if weights not in (None, "imagenet"):
         load_weights(network, weights)
-    backbone = TimmBackbone(network, _only_size(network, img_size))
+    backbone = TimmBackbone(network, only_size(network, img_size))
     backbone.pretrained = weights is not None
     return backbone
 
@@ -134,7 +131,7 @@ def _make(
     raise error
 
 
-def _only_size(network: nn.Module, img_size: int | None) -> tuple[int, int] | None:
+def only_size(network: nn.Module, img_size: int | None = None) -> tuple[int, int] | None:
     """The size that a network is bound to; None if it takes others."""
     config: Any = getattr(network, "pretrained_cfg", None) or {}
     if not config.get("fixed_input_size"):
@@ -142,14 +139,11 @@ def _only_size(network: nn.Module, img_size: int | None) -> tuple[int, int] | No
     info: Any = network.feature_info
     multiple = math.lcm(*info.reduction())
     device = next(network.parameters()).device
-    training = network.training
     try:
         # some are said to be fixed, but are not
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, 3, 3 * multiple, 5 * multiple, device=device))
+        with aside(network), torch.no_grad():
+            network(torch.zeros(1, 3, 3 * multiple, 5 * multiple, device=device))
     except _REFUSALS:
         size = tuple(config["input_size"][1:]) if img_size is None else (img_size, img_size)
         return size[0], size[1]
-    finally:
-        network.train(training)
     return None

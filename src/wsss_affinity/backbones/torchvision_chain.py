@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torchvision.models as tv
 from torch import Tensor, nn
 
-from wsss_affinity.backbones.base import Backbone, FeatureInfo, load_weights
+from wsss_affinity.backbones.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    FeatureInfo,
+    load_weights,
+)
 from wsss_affinity.backbones.grid import padded_maps
 from wsss_affinity.backbones.torchvision import dilate
 from wsss_affinity.errors import WSSSError, did_you_mean
 
 _SIDE = 224
+_IMAGENET = "IMAGENET1K_V1"
+_HALVES = (0.5, 0.5, 0.5)
 
 
 class ChainBackbone(Backbone):
@@ -23,13 +33,22 @@ class ChainBackbone(Backbone):
     Args:
         network: The classifier.
         cut: Its layers and what they leave.
+        mean: Of the images that it is made for.
+        std: Of the same.
     """
 
-    def __init__(self, network: nn.Module, cut: _Cut) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        cut: _Cut,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> None:
         super().__init__()
         self.network = network
         self._cut = cut
         self.feature_info = FeatureInfo(cut.channels, cut.strides)
+        self.mean, self.std = mean, std
 
     @property
     def stages(self) -> list[nn.Module]:
@@ -72,15 +91,23 @@ def torchvision_backbone(
         weights: ``"imagenet"``, a path, or None.
 
     Raises:
-        WSSSError: If torchvision has no such classifier, or it is no chain of layers.
+        WSSSError: If torchvision has no such classifier, no such weights of it, or it is no chain
+            of layers.
     """
     known = tv.list_models(module=tv)
     if model not in known:
         hint = did_you_mean(model, known)
         hint = hint if hint.startswith("did") else "see torchvision.models.list_models()"
         raise WSSSError(f"backbone 'torchvision:{model}' is no classifier of torchvision; {hint}")
+    published = tv.get_model_weights(model)
+    if weights == "imagenet" and _IMAGENET not in published.__members__:
+        others = " and ".join(entry.name for entry in published)
+        raise WSSSError(
+            f"torchvision has no weights {_IMAGENET} of {model}, only {others}; save the "
+            "state dict of one and give its path as weights, or null"
+        )
     try:
-        network = _get(model, weights="IMAGENET1K_V1" if weights == "imagenet" else None)
+        network = _get(model, weights=_IMAGENET if weights == "imagenet" else None)
     except OSError as error:
         raise WSSSError(
             f"ImageNet weights of {model} cannot be downloaded ({error}); give the path of a state "
@@ -113,7 +140,7 @@ def torchvision_backbone(
     for name, _ in list(network.named_children()):
         if name not in used:
             delattr(network, name)
-    backbone = ChainBackbone(network, cut)
+    backbone = ChainBackbone(network, cut, *_statistics(network, published))
     backbone.pretrained = weights is not None
     return backbone
 
@@ -124,7 +151,19 @@ def _get(model: str, weights: str | None) -> nn.Module:
     except NotImplementedError:  # some cannot be made on the meta device
         with torch.device("cpu"):
             network = tv.get_model(model, weights=weights)
+    if isinstance(network, tv.DenseNet):  # its last activation is not among the layers
+        network.features.add_module("relu5", nn.ReLU(inplace=True))
     return network
+
+
+def _statistics(
+    network: nn.Module, published: Iterable[Any]
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and std of the images that the published weights are made for."""
+    if hasattr(network, "transform_input"):  # by its own forward, which is not run
+        return _HALVES, _HALVES
+    preset = next(iter(published)).transforms()
+    return tuple(preset.mean), tuple(preset.std)
 
 
 def _layers(network: nn.Module) -> list[str]:

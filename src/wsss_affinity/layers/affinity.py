@@ -141,7 +141,7 @@ def pairwise_affinity(features: Tensor, radius: int = 5) -> Tensor:
         radius: Radius of the neighbourhood in pixels of the feature grid.
 
     Returns:
-        ``(B, K, H, W)``, one plane per forward offset: ``a[b, k, y, x]`` belongs to ``(y, x)`` and
+        ``(B, K, H, W)``, one plane per forward offset; ``a[b, k, y, x]`` belongs to ``(y, x)`` and
         ``(y + dy_k, x + dx_k)``, and is 0 where the latter is outside.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from wsss_affinity.layers.neighborhood import Neighborhood
@@ -32,10 +33,12 @@ def attention_affinity(attention: Tensor, grid: tuple[int, int], radius: int = 5
         radius: Radius of the neighbourhood in patches.
 
     Returns:
-        ``(B, K, *grid)`` in [0, 1], as :func:`~wsss_affinity.layers.pairwise_affinity` makes them.
+        ``(B, K, *grid)`` in [0, 1], as :func:`~wsss_affinity.layers.pairwise_affinity` makes them,
+        in the dtype of ``attention``; float16 and bfloat16 are balanced in float32.
 
     Raises:
-        ValueError: If ``attention`` does not fit the grid.
+        ValueError: If ``attention`` does not fit the grid, is not floating point, or has negative
+            values or NaN.
 
     Example:
         >>> import torch
@@ -50,12 +53,23 @@ def attention_affinity(attention: Tensor, grid: tuple[int, int], radius: int = 5
             f"attention must have shape (B, N, N) with N = {height}·{width}, "
             f"got {tuple(attention.shape)}"
         )
+    if not attention.is_floating_point():
+        raise ValueError(f"attention must be floating point, got {attention.dtype}")
+    if attention.numel():
+        low = attention.detach().amin()
+        if not bool(low >= 0):  # NaN too
+            raise ValueError(
+                f"attention must hold values of at least 0, as a softmax gives them, got "
+                f"{low.item():g}"
+            )
+    dtype = torch.promote_types(attention.dtype, torch.float32)
     neighborhood = Neighborhood(radius)
     valid = neighborhood.valid(height, width).to(attention.device)
     plane, y, x = valid.nonzero(as_tuple=True)
     dy, dx = neighborhood.offsets.to(attention.device)[plane].unbind(1)
     first, second = y * width + x, (y + dy) * width + x + dx
-    mutual = (attention[:, first, second] + attention[:, second, first]) / 2
+    mutual = attention[:, first, second].to(dtype) + attention[:, second, first].to(dtype)
+    mutual = mutual / 2
     for reduction in (*["sum"] * _ROUNDS, "amax"):
         most = mutual.new_full((len(mutual), height * width), _EPS)
         for end in (first, second):
@@ -63,4 +77,4 @@ def attention_affinity(attention: Tensor, grid: tuple[int, int], radius: int = 5
         mutual = mutual / (most[:, first].sqrt() * most[:, second].sqrt())
     planes = mutual.new_zeros(len(attention), *valid.shape)
     planes[:, valid] = mutual.clamp_max(1)  # rounding may take it above
-    return planes
+    return planes.to(attention.dtype)

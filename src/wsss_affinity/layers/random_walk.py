@@ -97,7 +97,8 @@ def random_walk(
     refuse_export("random_walk")
     _RefuseVmap.apply(scores, affinity)
     neighborhood = Neighborhood(radius)
-    _check(scores, affinity, neighborhood, beta, num_steps, method, tol, storage)
+    _check_tensors(scores, affinity, neighborhood)
+    _check_options(beta, num_steps, method, tol, border, storage)
     if num_steps == 0 or scores.numel() == 0:
         return scores.clone()
     height, width = scores.shape[2:]
@@ -140,16 +141,7 @@ class _RefuseVmap(torch.autograd.Function):
         refuse_vmap("random_walk")
 
 
-def _check(
-    scores: Tensor,
-    affinity: Tensor,
-    neighborhood: Neighborhood,
-    beta: float,
-    num_steps: int,
-    method: str,
-    tol: float,
-    storage: torch.dtype | None,
-) -> None:
+def _check_tensors(scores: Tensor, affinity: Tensor, neighborhood: Neighborhood) -> None:
     planes = len(neighborhood)
     fits = (
         scores.ndim == affinity.ndim == 4
@@ -178,6 +170,16 @@ def _check(
                 f"affinity must hold values in [0, 1], as exp(-distance) does, "
                 f"got {low.item():g} to {high.item():g}"
             )
+
+
+def _check_options(
+    beta: float,
+    num_steps: int,
+    method: str,
+    tol: float,
+    border: str,
+    storage: torch.dtype | None,
+) -> None:
     if not beta > 0:
         raise ValueError(f"beta must be positive, got {beta}")
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
@@ -186,6 +188,8 @@ def _check(
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
     if not 0 < tol < 1:
         raise ValueError(f"tol must lie between 0 and 1, got {tol}")
+    if border not in get_args(Border):
+        raise ValueError(f"border must be 'full' or 'psa', got {border!r}")
     if storage not in (None, torch.float16, torch.bfloat16):
         raise ValueError(f"storage must be torch.float16, torch.bfloat16 or None, got {storage!r}")
     if storage is not None and method == "dense":
@@ -223,6 +227,9 @@ class RandomWalk(nn.Module):
         tol: Error bound of ``"chebyshev"``.
         border: ``"full"`` or ``"psa"``.
         storage: ``torch.float16`` or ``torch.bfloat16`` for rounded weights.
+
+    Raises:
+        ValueError: If an option is out of range.
     """
 
     def __init__(
@@ -236,7 +243,8 @@ class RandomWalk(nn.Module):
         storage: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.radius = radius
+        _check_options(beta, num_steps, method, tol, border, storage)
+        self.radius = Neighborhood(radius).radius
         self.beta = beta
         self.num_steps = num_steps
         self.method: Method = method

@@ -19,9 +19,9 @@ class AttentionNet(WalkingNet):
     """Stands in for AffinityNet in the walk, with the attention of a ViT for affinities.
 
     The attention between patches is averaged over heads and layers; see
-    :func:`~wsss_affinity.layers.attention_affinity.attention_affinity` for what is made of it. The
-    stride is the side of a patch, so it is coarser than AffinityNet's. It takes memory of the
-    square of the number of patches for each head.
+    :func:`~wsss_affinity.layers.attention_affinity` for what is made of it. The stride is the side
+    of a patch, so it is coarser than AffinityNet's. It takes memory of the square of the number of
+    patches for each head.
 
     Args:
         name: A plain ViT of timm (ViT, DeiT, DINO, DINOv2, CLIP, …).
@@ -108,6 +108,11 @@ def _vit(name: str, weights: str | None) -> Any:
     parts: list[Any] = [getattr(block, "attn", None) for block in getattr(network, "blocks", ())]
     if not parts or not all(hasattr(p, "attn_drop") and hasattr(p, "fused_attn") for p in parts):
         raise WSSSError(refusal)
+    if hasattr(network.patch_embed, "backbone"):  # timm's HybridEmbed: its stride is another
+        raise WSSSError(
+            f"timm's {name} makes its patches with a convolutional network; choose a plain ViT, "
+            "e.g. vit_small_patch16_224"
+        )
     for part in parts:
         part.fused_attn = False  # the fused kernel does not keep the attention
     if weights not in (None, "imagenet"):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_affinity.backbones import Spec, list_backbones
+from wsss_affinity.backbones import SHIPPED, Spec, list_backbones
 from wsss_affinity.backbones.base import IMAGENET_MEAN, IMAGENET_STD, load_weights
 from wsss_affinity.errors import WSSSError, did_you_mean
 from wsss_affinity.models.multi_scale import multi_scale_sum
 from wsss_affinity.models.smp_encoder import smp_options
+
+#: what segmentation-models-pytorch raises where architecture and encoder do not go together
+_UNFIT = (KeyError, TypeError, ValueError, NotImplementedError)
 
 
 class SegmentationNet(nn.Module):
@@ -26,11 +28,13 @@ class SegmentationNet(nn.Module):
         encoder: Its encoder's name there, ``"timm:<model>"``, or what else
             :func:`~wsss_affinity.backbones.create_backbone` takes (backbones with maps at strides
             2, 4 and 8, such as ``"tiny"``, for DeepLabV3Plus only).
-        weights: ``"imagenet"``, the path of a state dict of the encoder, or None.
+        weights: ``"imagenet"``, the path of a state dict of the encoder, or None; a module has its
+            own.
         freeze_batchnorm: Keep every BatchNorm of the encoder as loaded.
 
     Raises:
-        WSSSError: If the architecture or encoder is unknown, or they do not go together.
+        WSSSError: If the architecture or encoder is unknown, they do not go together, or weights
+            are given for a module.
 
     Example:
         >>> import torch
@@ -60,32 +64,45 @@ class SegmentationNet(nn.Module):
             raise WSSSError(
                 f"segmentation encoder {encoder!r} is not a model of timm; see timm.list_models()"
             )
-        options: dict[str, Any] | None = {"encoder_name": name}
+        if isinstance(encoder, nn.Module) and weights is not None:
+            raise WSSSError(
+                f"weights={weights!r} have no effect on a segmentation encoder that is already a "
+                "module; load them where it is made"
+            )
+        timms = name.startswith("tu-")
+        # their own of what both have, but what a plug-in or program calls by their name is not it
         named = name in list_backbones() or name.startswith("torchvision:")
-        own = not isinstance(encoder, str) or (named and name not in smp.encoders.encoders)
-        if own:
-            options = smp_options(encoder, weights)
-        elif not name.startswith("tu-") and name not in smp.encoders.encoders:
-            options = None
-        if options is None:
+        theirs = timms or name in smp.encoders.encoders
+        own = not isinstance(encoder, str) or (named and not (theirs and name in SHIPPED))
+        if not own and not theirs:
             hint = did_you_mean(str(encoder), smp.encoders.encoders)
             raise WSSSError(
                 f"segmentation encoder {encoder!r} is not one of segmentation-models-pytorch; "
                 f"{hint}"
             )
         try:
-            self.network = smp.create_model(
-                architecture,
-                **options,
-                encoder_weights="imagenet" if weights == "imagenet" and not own else None,
-                classes=num_classes,
-            )
+            if not own:
+                imagenet = "imagenet" if weights == "imagenet" else None
+                try:
+                    self.network = smp.create_model(
+                        architecture, name, encoder_weights=imagenet, classes=num_classes
+                    )
+                except _UNFIT:
+                    if not timms:
+                        raise
+                    own = True  # a ViT, say, whose maps have to be resized
+            if own:
+                spec = f"timm:{name.removeprefix('tu-')}" if timms else encoder
+                with smp_options(spec, weights) as options:
+                    self.network = smp.create_model(
+                        architecture, **options, encoder_weights=None, classes=num_classes
+                    )
         except OSError as error:
             raise WSSSError(
                 f"ImageNet weights of the segmentation encoder {encoder!r} cannot be downloaded "
                 f"({error}); give the path of a state dict as weights"
             ) from error
-        except (KeyError, TypeError, ValueError, NotImplementedError) as error:
+        except _UNFIT as error:
             raise WSSSError(
                 f"segmentation architecture {architecture!r} cannot use encoder {encoder!r}: "
                 f"{error}; choose another of the two"

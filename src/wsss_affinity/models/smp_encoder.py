@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -94,21 +95,25 @@ class PyramidEncoder(BackboneEncoder):
         return levels
 
 
-def smp_options(spec: Spec, weights: str | None = None) -> dict[str, Any]:
-    """Make a backbone known to segmentation-models-pytorch, in its documented way.
+@contextmanager
+def smp_options(spec: Spec, weights: str | None = None) -> Iterator[dict[str, Any]]:
+    """Make a backbone known to segmentation-models-pytorch while a network is built of it.
 
     Args:
         spec: For :func:`~wsss_affinity.backbones.create_backbone`.
         weights: Likewise; a module has its own.
 
-    Returns:
+    Yields:
         The options to name it with.
     """
     with torch.device("meta"):  # nothing but its description is wanted
         backbone = create_backbone(spec, **_options(spec, None, 8))
     strides = backbone.feature_info.strides
-    label = json.dumps(dict(spec), sort_keys=True) if isinstance(spec, Mapping) else str(spec)
-    key = f"wsss_affinity.{type(spec).__name__ if isinstance(spec, nn.Module) else label}"
+    if isinstance(spec, nn.Module):
+        label = f"{type(spec).__name__}@{id(spec):x}"
+    else:
+        label = json.dumps(dict(spec), sort_keys=True) if isinstance(spec, Mapping) else spec
+    key = f"wsss_affinity.{label}"
     plain = strides[:3] == (2, 4, 8)
     encoder = BackboneEncoder if plain else PyramidEncoder
     smp.encoders.encoders[key] = {
@@ -116,13 +121,11 @@ def smp_options(spec: Spec, weights: str | None = None) -> dict[str, Any]:
         "pretrained_settings": {},
         "params": {},
     }
-    if not plain:
-        return {"encoder_name": key}
-    return {
-        "encoder_name": key,
-        "encoder_depth": len(strides),
-        "encoder_output_stride": strides[-1],
-    }
+    shape = {"encoder_depth": len(strides), "encoder_output_stride": strides[-1]}
+    try:
+        yield {"encoder_name": key, **(shape if plain else {})}
+    finally:
+        smp.encoders.encoders.pop(key, None)
 
 
 def _options(spec: Spec, weights: str | None, output_stride: int) -> dict[str, Any]:

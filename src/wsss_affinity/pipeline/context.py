@@ -132,11 +132,14 @@ def with_backbone(cfg: DictConfig, module: nn.Module) -> DictConfig:
     """The configuration with a network of the caller's own as its backbone.
 
     Its class, layers and weights are part of the fingerprints; every stage starts from a copy.
+    With ``backbone=registered`` and no name the section's other keys are for it; otherwise they are
+    another network's.
     """
     changed = copy.deepcopy(cfg)
-    section: dict[str, Any] = {"name": register_object(module), "weights": None}
-    section |= {"freeze_batchnorm": False, "freeze_stages": 0}
-    OmegaConf.update(changed, "backbone", section, merge=False)
+    section: dict[str, Any] = {"weights": None, "freeze_batchnorm": False, "freeze_stages": 0}
+    if OmegaConf.is_missing(cfg.backbone, "name"):
+        section = {str(name): value for name, value in cfg.backbone.items_ex(resolve=False)}
+    OmegaConf.update(changed, "backbone", section | {"name": register_object(module)}, merge=False)
     return changed
 
 

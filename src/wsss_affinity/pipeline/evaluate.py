@@ -15,7 +15,7 @@ from wsss_affinity.data.source import Problem, Sample, Source
 from wsss_affinity.files import write_bytes
 from wsss_affinity.layers import DenseCRF
 from wsss_affinity.pipeline.context import Context, leave_out
-from wsss_affinity.pipeline.predict import segment
+from wsss_affinity.pipeline.predict import load_own_network, segment
 from wsss_affinity.pipeline.scoring import Score, make_score
 from wsss_affinity.pipeline.sheet import contact_sheet
 from wsss_affinity.pipeline.storage import Records
@@ -135,7 +135,7 @@ def _predict(
     section = context.cfg.evaluate
     return segment(
         name,
-        context.inputs["train_segmentation"],
+        load_own_network(context.cfg, context.inputs["train_segmentation"]),
         samples,
         context.writer(output, ".png"),
         num_workers=context.num_workers,

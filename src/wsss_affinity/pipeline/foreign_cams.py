@@ -149,8 +149,8 @@ def read_cams(path: Path, classes: tuple[str, ...]) -> dict[int, NDArray[Any]]:
         WSSSError: If it cannot be read, is pickled, or a name is no class.
     """
     if path.is_dir():
-        names = {file.stem: file for file in sorted(path.glob("*.png"))}
-        return {_label(name, classes, path): _read_png(file) for name, file in names.items()}
+        files = sorted(path.glob("*.png"))
+        return _by_class(path, classes, [(file.stem, _read_png(file)) for file in files])
     arrays = _read_arrays(path)
     if isinstance(arrays, np.ndarray):
         if arrays.ndim != 3 or len(arrays) != len(classes):
@@ -158,19 +158,36 @@ def read_cams(path: Path, classes: tuple[str, ...]) -> dict[int, NDArray[Any]]:
                 f"{path} has shape {arrays.shape}; expected a map for each of the {len(classes)} "
                 f"classes, ({len(classes)}, h, w), the background not among them"
             )
-        return dict(enumerate(arrays))
+        return _by_class(path, classes, [(str(k), score) for k, score in enumerate(arrays)])
     if {"classes", "scores"} <= arrays.keys():
-        labels, scores = arrays["classes"].tolist(), arrays["scores"]
-        if len(scores) != len(labels) or scores.ndim != 3:
+        labels, scores = np.asarray(arrays["classes"]), np.asarray(arrays["scores"])
+        if labels.ndim != 1 or scores.ndim != 3 or len(labels) != len(scores):
             raise WSSSError(
-                f"{path} holds scores of shape {scores.shape} for {len(labels)} classes; expected "
-                "(n, h, w), the background not among them"
+                f"{path} holds classes of shape {labels.shape} and scores of shape "
+                f"{scores.shape}; expected (n,) and (n, h, w), the background not among them"
             )
-        return {_label(str(k), classes, path): s for k, s in zip(labels, scores, strict=True)}
-    for name, array in arrays.items():
-        if array.ndim != 2:
-            raise WSSSError(f"{path}: {name} has shape {array.shape}; expected a map (h, w)")
-    return {_label(name, classes, path): array for name, array in arrays.items()}
+        names = [str(label) for label in labels.tolist()]
+        return _by_class(path, classes, list(zip(names, scores, strict=True)))
+    return _by_class(path, classes, [(k, np.asarray(array)) for k, array in arrays.items()])
+
+
+def _by_class(
+    path: Path, classes: tuple[str, ...], named: list[tuple[str, NDArray[Any]]]
+) -> dict[int, NDArray[Any]]:
+    maps: dict[int, NDArray[Any]] = {}
+    for name, array in named:
+        label = _label(name, classes, path)
+        if array.ndim != 2 or not array.size or array.dtype.kind not in "fiub":
+            raise WSSSError(
+                f"{path}: {name} has shape {array.shape} and type {array.dtype}; expected a map "
+                "(h, w) of real numbers"
+            )
+        if label in maps:
+            raise WSSSError(
+                f"{path} holds two maps of {classes[label]}; keep one, by its name or its index"
+            )
+        maps[label] = array
+    return maps
 
 
 def _files(folder: Path, id: str) -> tuple[Path, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def convert_cams(source: str | Path, target: str | Path) -> int:
     if not files:
         raise WSSSError(f"{source} holds no .npy file; give the folder of the maps")
     for file in files:
-        maps = {str(label): np.asarray(scores) for label, scores in _read(file).items()}
+        maps = {str(label): scores for label, scores in _read(file).items()}
         path = Path(target) / file.relative_to(source).with_suffix(".npz")
         write_bytes(path, encode_arrays(maps))
     return len(files)
@@ -45,10 +46,19 @@ def convert_cams(source: str | Path, target: str | Path) -> int:
 def _read(path: Path) -> dict[int, NDArray[Any]]:
     try:
         content = _unpickle(path.read_bytes())
-        if "keys" not in content:
-            return {int(label): scores for label, scores in content.items()}
-        labels = [int(label) for label in content["keys"]]
-        return dict(zip(labels, content["high_res"], strict=True))
+        named: Iterable[tuple[Any, Any]] = content.items()
+        if "keys" in content:
+            named = zip(content["keys"], content["high_res"], strict=True)
+        maps: dict[int, NDArray[Any]] = {}
+        for label, scores in named:
+            array = np.asarray(scores)
+            if array.ndim != 2 or array.dtype.kind not in "fiub" or int(label) in maps:
+                raise ValueError(
+                    f"expected one map (h, w) a class, got for {label} the shape {array.shape} and "
+                    f"type {array.dtype}, after {list(maps)}"
+                )
+            maps[int(label)] = array
+        return maps
     except Exception as error:  # a damaged pickle may raise anything
         raise WSSSError(
             f"{path} is no dictionary of maps as PSA or IRN write them ({error}); remove it from "

@@ -17,6 +17,10 @@ from wsss_affinity.pipeline.stages import STAGES, Stage
 
 _AFFINITIES = ("network", "attention")
 _TARGETS = ("pseudo_masks", "ground_truth")
+#: Sections whose key `weights` may be a path
+_WITH_WEIGHTS = ("backbone", "train_cam", "train_affinity", "train_segmentation")
+#: Settings of make_cam that count for ready-made maps, too
+_CAM_OF_MAPS = ("height_prior", "store_dtype")
 #: Settings of the trainer that change where the work is done, not what comes out
 _MACHINE = ("accelerator", "devices", "num_nodes", "strategy")
 
@@ -98,24 +102,34 @@ def _learns_from_masks(stage: Stage, cfg: DictConfig) -> bool:
 
 
 def _settings(cfg: DictConfig, section: str) -> Any:
-    """A section as plain data, without what only concerns the machine."""
+    """A section as plain data, without what is not in use or only concerns the machine."""
     node = OmegaConf.select(cfg, section)
     content = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if isinstance(content, dict):
         if section == "trainer":
             # to Lightning a limit of 1 is one batch, and one of 1.0 is all of them
             return {k: v for k, v in content.items() if k not in _MACHINE}
-        content = _without_paths(content)
+        if section == "cam" and cfg.cams_from is not None:
+            content = {k: content[k] for k in _CAM_OF_MAPS}
+        elif section == "walk" and cfg.walk.affinity == "attention":
+            content["attention"] = _without_path(content["attention"])
+        elif section == "walk":
+            content.pop("attention", None)
+        elif section in _WITH_WEIGHTS:
+            content = _without_path(content)
     return _one_spelling(content)
 
 
-def _without_paths(content: dict[Any, Any]) -> dict[Any, Any]:
+def _without_path(content: dict[Any, Any]) -> dict[Any, Any]:
     """Name weights by what is in their file, not by where it lies."""
-    content = {k: _without_paths(v) if isinstance(v, dict) else v for k, v in content.items()}
     weights = content.get("weights")
-    if weights not in (None, "imagenet"):
-        content["weights"] = file_fingerprint(Path(str(weights)))
-    return content
+    if weights in (None, "imagenet"):
+        return content
+    # a class may take as weights what is no file
+    of_class = any(isinstance(content.get(key), dict) for key in ("name", "encoder"))
+    if of_class and not Path(str(weights)).is_file():
+        return content
+    return content | {"weights": file_fingerprint(Path(str(weights)))}
 
 
 def _one_spelling(value: Any) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import DictConfig
-from torch import Tensor
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
 
 from wsss_affinity import world
+from wsss_affinity.backbones import list_backbones
+from wsss_affinity.backbones.registry import TARGET
 from wsss_affinity.data.check import SampleChecker
 from wsss_affinity.data.datamodule import resolve_workers
 from wsss_affinity.data.folder import list_images
@@ -42,7 +46,7 @@ _NOTE = "predict.json"
 
 def segment(
     name: str,
-    network: Path,
+    network: tuple[SegmentationNet, dict[str, Any]],
     samples: Sequence[Sample],
     output: RecordWriter,
     *,
@@ -57,7 +61,7 @@ def segment(
 
     Args:
         name: For the bar.
-        network: Directory of a ``train_segmentation`` artefact.
+        network: As :func:`load_network` returns it.
         samples: The photographs; those that have a mask there already are passed over.
         output: Takes the masks.
         num_workers: Loading processes.
@@ -71,9 +75,9 @@ def segment(
         The photographs that failed.
 
     Raises:
-        WSSSError: If the network cannot be read, or a photograph fails and is not to be skipped.
+        WSSSError: If a photograph fails and is not to be skipped.
     """
-    net, description = load_network(network)
+    net, description = network
     to_device(net, device)
     max_side = description["max_side"]
 
@@ -115,12 +119,58 @@ class FinishPrediction:
         return {"masks": mask_png(resize_mask(mask, (height, width)))}
 
 
-def load_network(directory: Path) -> tuple[SegmentationNet, dict[str, Any]]:
+def load_network(
+    directory: Path, *, backbone: nn.Module | None = None, trust: bool = False
+) -> tuple[SegmentationNet, dict[str, Any]]:
     """Load a trained segmentation network and its description, from its artefact alone.
 
+    Args:
+        directory: Of a ``train_segmentation`` artefact.
+        backbone: The like of the object it was trained on (``run_pipeline(cfg, backbone=…)``). It
+            becomes part of the network, and gets the trained weights.
+        trust: Whether to import and call what the artefact names by an import path.
+
     Raises:
-        WSSSError: If the directory holds none.
+        WSSSError: If the directory holds none, or the network's backbone needs one of the above.
     """
+    description = _describe(directory)
+    encoder = description["encoder"] if backbone is None else backbone
+    if isinstance(encoder, Mapping) and not trust:
+        raise WSSSError(
+            f"{directory / NETWORK} names code to be run, {TARGET}={encoder.get(TARGET)}; if you "
+            "trust where it comes from, set predict.trust=true, or trust=True in load_network"
+        )
+    if isinstance(encoder, str) and "@" in encoder and encoder not in list_backbones():
+        kind = encoder.partition("@")[0]
+        raise WSSSError(
+            f"{directory / NETWORK}: the network was trained on an object, a {kind}, which no file "
+            f"holds; give one like it in Python, load_network(folder, backbone={kind}(…))"
+        )
+    description.setdefault("background", True)  # networks of version 0.1.0 do not say
+    net = SegmentationNet(
+        num_classes=len(description["classes"]) + int(description["background"]),
+        architecture=description["architecture"],
+        encoder=encoder,
+    )
+    load_trained(net, directory)
+    return net, description
+
+
+def load_own_network(cfg: DictConfig, directory: Path) -> tuple[SegmentationNet, dict[str, Any]]:
+    """Load a network; code that the artefact names is run if the configuration names the same.
+
+    Raises:
+        WSSSError: As :func:`load_network` does.
+    """
+    own: Any = None
+    with suppress(OmegaConfBaseException):  # to predict, a configuration need not name a backbone
+        own = cfg.train_segmentation.encoder
+        own = OmegaConf.to_container(own, resolve=True) if OmegaConf.is_config(own) else own
+    same = json.loads(json.dumps(own)) == _describe(directory)["encoder"]
+    return load_network(directory, trust=cfg.predict.trust or same)
+
+
+def _describe(directory: Path) -> dict[str, Any]:
     try:
         description: dict[str, Any] = json.loads((directory / NETWORK).read_text())
     except (OSError, ValueError) as error:
@@ -128,14 +178,7 @@ def load_network(directory: Path) -> tuple[SegmentationNet, dict[str, Any]]:
             f"{directory} holds no trained segmentation network; run the pipeline first with the "
             "same options, or set predict.network to the folder of a train_segmentation artefact"
         ) from error
-    description.setdefault("background", True)  # networks of version 0.1.0 do not say
-    net = SegmentationNet(
-        num_classes=len(description["classes"]) + int(description["background"]),
-        architecture=description["architecture"],
-        encoder=description["encoder"],
-    )
-    load_trained(net, directory)
-    return net, description
+    return description
 
 
 def predict(cfg: DictConfig, network: Path) -> Path:
@@ -161,6 +204,7 @@ def predict(cfg: DictConfig, network: Path) -> Path:
     stems = [name.rsplit(".", 1)[0] for name in names]
     check_unique(stems, f"{root} (two images whose names differ in the suffix alone)")
     samples = [Sample(stem, root / name, ()) for stem, name in zip(stems, names, strict=True)]
+    loaded = load_own_network(cfg, network)
     if world.rank() == 0:
         _claim(cfg, network, samples, output)
     world.barrier()
@@ -168,7 +212,7 @@ def predict(cfg: DictConfig, network: Path) -> Path:
         samples = _readable(samples, resolve_workers(cfg.data.num_workers))
     failed = segment(
         "predict",
-        network,
+        loaded,
         samples,
         RecordWriter(output, ".png"),
         num_workers=resolve_workers(cfg.data.num_workers),
@@ -199,7 +243,6 @@ def _readable(samples: Sequence[Sample], num_workers: int) -> list[Sample]:
 
 def _claim(cfg: DictConfig, network: Path, samples: Sequence[Sample], output: Path) -> None:
     """Note in the folder of the masks what they are made from, and remove those of another run."""
-    load_network(network)  # or say that there is none, before anything is removed
     note = output / _NOTE
     content = {
         "network": file_fingerprint(network / WEIGHTS),

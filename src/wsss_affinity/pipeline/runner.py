@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from wsss_affinity.pipeline.plan import (
     reads,
     stage_graph,
 )
-from wsss_affinity.pipeline.predict import load_network
+from wsss_affinity.pipeline.predict import load_own_network
 from wsss_affinity.pipeline.scores import read_labels, read_scores
 from wsss_affinity.pipeline.settings import check_settings
 from wsss_affinity.pipeline.source import check_data, load_source
@@ -78,11 +79,13 @@ class RunResult:
         stages: Each stage of the graph that was run or reused, in order.
         skipped: Photographs that were left out from the start, and why.
         source: The data set without these; None after a dry run.
+        cfg: The configuration that was run; None after a dry run.
     """
 
     stages: dict[str, StageResult]
     skipped: tuple[Problem, ...] = ()
     source: Source | None = None
+    cfg: DictConfig | None = field(default=None, repr=False)
 
     @property
     def scores(self) -> list[dict[str, Any]]:
@@ -126,7 +129,9 @@ class RunResult:
         Raises:
             WSSSError: If there is none.
         """
-        return load_network(self._stage("train_segmentation"))[0]
+        folder = self._stage("train_segmentation")
+        assert self.cfg is not None  # there is no stage without it
+        return load_own_network(self.cfg, folder)[0]
 
     @cached_property
     def _masks(self) -> Records:
@@ -172,7 +177,7 @@ def run_pipeline(
 
     Raises:
         WSSSError: For bad input, with one sentence that says what to do.
-        Interrupted: If a stop was asked for (:mod:`wsss_affinity.interrupt`).
+        Interrupted: If a stop was asked for, by Ctrl-C or SIGTERM.
     """
     if backbone is not None:
         cfg = with_backbone(cfg, backbone)
@@ -241,7 +246,7 @@ def run_pipeline(
             results[name] = StageResult(name, path, made, manifest)
             if cfg.data.on_error == "stop" and results[name].failed:
                 _refuse(results[name])
-    return RunResult(results, skipped, source)
+    return RunResult(results, skipped, source, copy.deepcopy(cfg))
 
 
 def _with(id: str, records: Records) -> Records:

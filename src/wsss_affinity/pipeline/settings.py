@@ -61,9 +61,10 @@ def check_settings(cfg: DictConfig, stages: Collection[str], classes: Sequence[s
     if dropout is not None and not (_is_number(dropout) and 0 <= dropout < 1):
         raise WSSSError(f"train_cam.dropout must be null or lie in [0, 1), got {dropout!r}")
     if "make_cam" in stages:
-        check_cam_method(cfg.cam.method)
-        _scales(cfg.cam.scales, "cam.scales")
-        _whole(cfg.cam.store_stride, "cam.store_stride", 1)
+        if cfg.cams_from is None:
+            check_cam_method(cfg.cam.method)
+            _scales(cfg.cam.scales, "cam.scales")
+            _whole(cfg.cam.store_stride, "cam.store_stride", 1)
         _one_of(cfg.cam.store_dtype, _DTYPES, "cam.store_dtype")
         _height_prior(cfg.cam.height_prior, classes)
     if "affinity_labels" in stages:
@@ -161,12 +162,20 @@ def _walk(cfg: DictConfig) -> None:
     walk, radius = cfg.walk, cfg.train_affinity.radius
     if walk.affinity == "attention":
         radius = walk.attention.radius
+        if walk.attention.weights is None:
+            raise WSSSError(
+                "walk.attention.weights must be imagenet or the path of a state dict, got null: "
+                "at random the attention says nothing"
+            )
         with torch.device("meta"), _key("walk.attention"):
             AttentionNet(**{**walk.attention, "weights": None})
     _one_of(walk.padding, ("masked", "psa"), "walk.padding")
     _one_of(walk.store_dtype, _DTYPES, "walk.store_dtype")
     _positive(walk.alpha, "walk.alpha")
     _positives(walk.alpha_sweep, "walk.alpha_sweep")
+    for name in ("beta", "tol"):  # the walk tells their range
+        if not _is_number(walk[name]):
+            raise WSSSError(f"walk.{name} must be a positive number, got {walk[name]!r}")
     with _key("walk"):
         neighborhood = Neighborhood(radius)
         neighborhood.valid(1, 1, walk.border)

@@ -21,7 +21,7 @@ from wsss_affinity.layers.neighborhood import Neighborhood
 from wsss_affinity.losses.affinity import UNSURE
 from wsss_affinity.pipeline.context import Context, leave_out
 from wsss_affinity.pipeline.fit import load_trained
-from wsss_affinity.pipeline.predict import load_network
+from wsss_affinity.pipeline.predict import load_own_network
 from wsss_affinity.pipeline.scores import best_labels, read_labels, read_scores, resize_scores
 from wsss_affinity.pipeline.storage import Records
 
@@ -145,7 +145,7 @@ def _boundaries(context: Context) -> Panel:
 
 
 def _segmentation(context: Context) -> Panel:
-    net, description = load_network(context.inputs["train_segmentation"])
+    net, description = load_own_network(context.cfg, context.inputs["train_segmentation"])
     classes = torch.arange(len(description["classes"]))
 
     def panel(_: Sample, image: Image.Image) -> Image.Image:
