@@ -16,6 +16,7 @@ from wsss_affinity import cli
 from wsss_affinity.config import load_config
 from wsss_affinity.interrupt import Interrupted
 from wsss_affinity.pipeline.runner import RunResult, StageResult
+from wsss_affinity.pipeline.runs import read_runs
 
 
 def wsss(*arguments, cwd):
@@ -84,6 +85,16 @@ def test_run_reports_and_predict_uses_it(tmp_path):
     assert Image.open(tmp_path / "m" / "a.png").size == (41, 30)
     assert Image.open(tmp_path / "m" / "more" / "b.png").size == (3, 5)
     assert Image.open(tmp_path / "m" / "a.png").mode == "P"
+    dry = wsss(*options, "walk.beta=2", "pipeline.dry_run=true", cwd=tmp_path)
+    assert dry.returncode == 0, dry.stderr
+    # neither is a run: what the run left of itself stays
+    folder = tmp_path / "outputs" / "shapes"
+    assert json.loads((folder / "status.json").read_text()) == status
+    overrides = [*options, "pipeline.per_class=true"]
+    assert list(OmegaConf.load(folder / ".hydra" / "overrides.yaml")) == overrides
+    other = json.loads((folder / ".jobs" / "status.json").read_text())
+    assert (other["state"], other["stage"]) == ("done", None)
+    assert [run.name for run in read_runs(tmp_path / "outputs")] == ["shapes"]
 
 
 def test_template(tmp_path):

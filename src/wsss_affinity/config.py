@@ -24,6 +24,10 @@ BACKBONE_KEYS = ("name", "weights", "freeze_batchnorm", "freeze_stages")
 
 # what presets say of a number they are given: ${wsss.times:${psa_lr},0.1}
 OmegaConf.register_new_resolver("wsss.times", lambda a, b: a * b, replace=True)
+# where jobs that are no runs keep their records: in a hidden folder, beside those of the run
+OmegaConf.register_new_resolver(
+    "wsss.jobs", lambda mode, dry: "" if mode == "run" and not dry else "/.jobs", replace=True
+)
 
 
 def _target(*, _parent_: DictConfig) -> dict[str, Any]:
