@@ -22,7 +22,7 @@ def places(tmp_path, make_devkit, make_sbd):
 
 def masks(prepared):
     folder = prepared / "SegmentationClassAug"
-    return {p.stem: load_mask(p)[0].tolist() for p in sorted(folder.iterdir())}
+    return {p.stem: load_mask(p)[0].tolist() for p in sorted(folder.glob("[!.]*"))}
 
 
 OWN, EXTRA = [0, 9, 9, 255], [0, 5, 5, 5]
